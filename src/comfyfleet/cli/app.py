@@ -1,0 +1,104 @@
+"""The commands: parse, call, show."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+EPILOG = (
+    "Exit codes: 0 done; 1 a run failed; 2 wrong input; 3 the fleet could not start or has no "
+    "worker left; 130 interrupted."
+)
+
+app = typer.Typer(
+    name="comfyfleet",
+    help="Run one ComfyUI workflow on every device you have.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+ComfyUI = Annotated[
+    Optional[str],
+    typer.Option("--comfyui", help="The ComfyUI to run (default: COMFYUI_PATH, or the nearest)."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"comfyfleet {version('comfyfleet')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Options of all commands."""
+
+
+@app.command(epilog=EPILOG)
+def run(
+    workflow: Annotated[Path, typer.Argument(help="A workflow in API format (JSON).")],
+    count: Annotated[int, typer.Option(help="How often to run it, each time with other seeds.")] = 1,
+    seed: Annotated[
+        Optional[int], typer.Option(help="Seed of the first run; run i gets seed + i.")
+    ] = None,
+    set_: Annotated[
+        Optional[list[str]],
+        typer.Option("--set", metavar="NODE.INPUT=VALUE", help="Set an input. Repeatable."),
+    ] = None,
+    workers: Annotated[
+        str,
+        typer.Option(help="auto, a number, or a list of devices such as cuda:0,cuda:1 or cpu,cpu."),
+    ] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("output"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on in a folder; finished runs are not run again.")
+    ] = False,
+    comfyui: ComfyUI = None,
+) -> None:
+    """Run a workflow on all workers and save what it makes."""
+    from comfyfleet.cli.run import run_command
+    from comfyfleet.fleet.job import Job
+
+    job = Job.read(workflow, count=count, seed=seed, assignments=set_ or [])
+    run_command(job, out=out, resume=resume, workers=workers, comfyui=comfyui)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Show the fleets that run on this machine."""
+    from comfyfleet.cli.status import show_status
+
+    show_status(as_json=as_json)
+
+
+@app.command()
+def doctor(
+    workers: Annotated[str, typer.Option(help="As for run: what would start?")] = "auto",
+    comfyui: ComfyUI = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is installed, which devices there are and what would start on them."""
+    from comfyfleet.cli.doctor import show_doctor
+
+    show_doctor(workers=workers, comfyui=comfyui, as_json=as_json)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="Which benchmark; see docs/benchmarks.md.")],
+    as_json: AsJson = False,
+) -> None:
+    """Measure, and print the figures; --json prints one JSON object as the last line."""
+    from comfyfleet.cli.bench import run_benchmark
+
+    run_benchmark(name, as_json=as_json)

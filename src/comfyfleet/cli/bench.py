@@ -1,0 +1,30 @@
+"""``comfyfleet bench``: the benchmarks of a checkout."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from comfyfleet.cli.show import console
+from comfyfleet.cli.status import print_json
+from comfyfleet.config import pack_dir
+from comfyfleet.errors import InputError
+
+#: Benchmarks by name: a module of ``benchmarks`` with ``run() -> dict``.
+NAMES = ("dispatch", "fanout", "transport")
+
+
+def run_benchmark(name: str, *, as_json: bool) -> None:
+    """Run one benchmark and print its figures."""
+    if name not in NAMES:
+        raise InputError(f"no benchmark {name!r}; there is {', '.join(NAMES)}.")
+    root = pack_dir()
+    if not (root / "benchmarks").is_dir():
+        raise InputError("benchmarks are part of a checkout of ComfyFleet: clone it first.")
+    sys.path.insert(0, str(root))
+    figures = importlib.import_module(f"benchmarks.{name}").run()
+    if as_json:
+        print_json({"benchmark": name, **figures})
+        return
+    for key, value in figures.items():
+        console.print(f"{key}: {value}")

@@ -1,0 +1,78 @@
+"""``comfyfleet run``: start a fleet, run a job on it, save and show what it makes."""
+
+from __future__ import annotations
+
+import queue
+import time
+from pathlib import Path
+
+from comfyfleet.cli.show import Progress, closing_table, console, progress_view
+from comfyfleet.config import find_comfyui
+from comfyfleet.errors import FleetError, RunCancelled, WorkflowError
+from comfyfleet.fleet import Delivery, Fleet, Host, Run, RunEvent, new_run_id
+from comfyfleet.fleet.job import Job, OutputFolder
+from comfyfleet.graph import missing_files
+from comfyfleet.planner import choose_devices, find_devices
+
+
+def run_command(
+    job: Job, *, out: Path, resume: bool, workers: str, comfyui: str | None
+) -> None:
+    """Run a job into a folder. Everything that can be checked is checked before a worker starts."""
+    host = Host(comfyui=find_comfyui(comfyui), cwd=Path.cwd())
+    check_files(job, host)
+    folder = OutputFolder(out, job, resume=resume)
+    done = [index for index in folder.finished if index < job.count]
+    if len(done) == job.count:
+        console.print(f"nothing to do: all {job.count} runs are in {out}")
+        return
+    devices = choose_devices(workers, find_devices()) or choose_devices("1", find_devices())
+    with console.status(f"starting {len(devices)} workers"):
+        fleet = Fleet(devices, host, private_output=True)
+        fleet.start()
+    with fleet:
+        run_job(fleet, job, folder, done)
+
+
+def check_files(job: Job, host: Host) -> None:
+    """Refuse a job whose input files ComfyUI would not find."""
+    problems = missing_files(
+        job.prompt, lambda folder, name: (host.comfyui / folder / name).is_file()
+    )
+    if problems:
+        raise WorkflowError(problems)
+
+
+def run_job(fleet: Fleet, job: Job, folder: OutputFolder, done: list[int]) -> list[Delivery]:
+    """Run what is left of a job on a running fleet; the deliveries, without their data."""
+    units = job.units(new_run_id(), skip=done)
+    problems = fleet.check(units[0].prompt)
+    if problems:
+        raise WorkflowError(problems)
+    events: queue.SimpleQueue[RunEvent] = queue.SimpleQueue()
+    started = time.monotonic()
+    run = fleet.submit(units, events.put)
+    with progress_view(total=len(units)) as progress:
+        deliveries = _follow(run, events, folder, progress)
+    console.print(closing_table(deliveries, time.monotonic() - started, fleet.workers))
+    console.print(f"{len(deliveries)} runs saved in {folder.folder}")
+    return deliveries
+
+
+def _follow(
+    run: Run, events: queue.SimpleQueue[RunEvent], folder: OutputFolder, progress: Progress
+) -> list[Delivery]:
+    """Save each delivery as it comes, until all are saved or the run has failed."""
+    deliveries: list[Delivery] = []
+    while len(deliveries) < run.total:
+        try:
+            event = events.get(timeout=0.2)
+        except queue.Empty:
+            run.wait(0)
+            continue
+        progress.show(event)
+        if event.delivery is not None:
+            folder.save(event.delivery)
+            run.forget(event.unit.index)
+            deliveries.append(event.delivery)
+    return deliveries

@@ -1,0 +1,84 @@
+"""Shares put together again, in share order: one batch of images, one sound, one list of values.
+
+A share is the list of what arrived at a collector's input there: one entry, or the entries of a
+list output. Nothing here imports ComfyUI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from comfyfleet.errors import RunError
+
+
+def join_images(shares: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+    """All shares' images [B, H, W, C] as one batch, in memory of its own.
+
+    Raises RunError naming the shares if sizes, channels or dtypes differ.
+    """
+    _same(shares, "images", _image_form)
+    return torch.cat([image for share in shares for image in share])
+
+
+def list_images(
+    shares: Sequence[Sequence[torch.Tensor]], batch: torch.Tensor | None
+) -> list[torch.Tensor]:
+    """All shares' image batches, each as it is: slices of their joined batch, or copies."""
+    images = [image for share in shares for image in share]
+    if batch is None:
+        return [image.clone() for image in images]
+    return list(batch.split([image.shape[0] for image in images]))
+
+
+def own(value: Any) -> Any:
+    """The value with each tensor, at any depth of dicts, lists and tuples, copied."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: own(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(own(item) for item in value)
+    return value
+
+
+def join_audio(shares: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """All shares' sounds one after another in time: waveform [B, C, T] and sample_rate.
+
+    Raises RunError naming the shares if sample rates, channels or batches differ.
+    """
+    _same(shares, "audio", _audio_form)
+    sounds = [sound for share in shares for sound in share]
+    waveform = torch.cat([sound["waveform"] for sound in sounds], dim=-1)
+    return {**sounds[0], "waveform": waveform}
+
+
+def _same(shares: Sequence[Sequence[Any]], name: str, form_of: Any) -> None:
+    forms: dict[str, list[int]] = {}
+    for number, share in enumerate(shares):
+        for item in share:
+            forms.setdefault(form_of(item), []).append(number)
+    if not forms:
+        raise RunError(f"{name}: no share returned any.")
+    if len(forms) > 1:
+        found = "; ".join(f"{form} in share {_numbers(of)}" for form, of in forms.items())
+        raise RunError(
+            f"{name} differ between shares and cannot be one batch: {found}. Use the output "
+            "images_list, or make all shares equal in size and channels."
+        )
+
+
+def _numbers(shares: Sequence[int]) -> str:
+    return ", ".join(str(number) for number in sorted(set(shares)))
+
+
+def _image_form(image: torch.Tensor) -> str:
+    _, height, width, channels = image.shape
+    return f"{width}x{height} with {channels} channels ({str(image.dtype).removeprefix('torch.')})"
+
+
+def _audio_form(sound: dict[str, Any]) -> str:
+    batch, channels, _ = sound["waveform"].shape
+    return f"{batch} x {channels} channels at {sound['sample_rate']} Hz"

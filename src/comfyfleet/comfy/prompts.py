@@ -1,0 +1,46 @@
+"""The prompt that runs right now in this process, as the extension's nodes need it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import comfy.model_management
+import server
+from comfy_execution.utils import get_executing_context
+
+
+def current_prompt_id() -> str:
+    """The id of the prompt whose node calls this."""
+    context = get_executing_context()
+    if context is None:
+        raise RuntimeError("current_prompt_id is for code that runs inside a node.")
+    return str(context.prompt_id)
+
+
+def running_prompt_ids() -> set[str]:
+    """Prompts that this ComfyUI runs at this moment."""
+    running, _ = server.PromptServer.instance.prompt_queue.get_current_queue_volatile()
+    return {str(item[1]) for item in running}
+
+
+def plain_prompt(dynprompt: Any) -> dict[str, dict[str, Any]]:
+    """The prompt with all expanded nodes, as API data: classes and inputs, nothing of a run."""
+    nodes = {**dynprompt.original_prompt, **dynprompt.ephemeral_prompt}
+    return {
+        node_id: {"class_type": node["class_type"], "inputs": copy.deepcopy(dict(node["inputs"]))}
+        for node_id, node in nodes.items()
+    }
+
+
+def raise_if_interrupted() -> None:
+    """Raise ComfyUI's own interruption if the user pressed cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def torch_device_id() -> str:
+    """The device of this ComfyUI as torch names it, with a number: cuda:0, mps, cpu."""
+    device = comfy.model_management.get_torch_device()
+    if device.type in ("cpu", "mps") or device.index is not None:
+        return str(device)
+    return f"{device.type}:0"

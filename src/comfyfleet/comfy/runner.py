@@ -1,0 +1,115 @@
+"""Run units on the ComfyUI of this very process, through its HTTP API, and gather the results."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import folder_paths
+import nodes
+
+from comfyfleet.comfy import returns
+from comfyfleet.comfy.client import ComfyClient
+from comfyfleet.comfy.values import pack
+from comfyfleet.errors import RunCancelled
+from comfyfleet.work import OutputFile, Result
+
+#: The input that names the attempt; no pack's own node has one of this name.
+_ATTEMPT = "comfyfleet_attempt"
+
+#: Progress is told at most this often: a tiny model's sampler steps hundreds of times a second.
+_PROGRESS_INTERVAL_S = 0.1
+
+
+class Runner:
+    """Runs one unit at a time. Made, and used, on ComfyUI's event loop."""
+
+    def __init__(self, url: str) -> None:
+        # No limit on time: units take as long as they take.
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None))
+        self._client = ComfyClient(url, self._session)
+        self._task: asyncio.Task[dict[str, Any]] | None = None
+
+    async def run(
+        self, prompt: Mapping[str, Any], prompt_id: str, on_progress: Callable[[float], None]
+    ) -> Result:
+        """Run a prompt to its end; see ComfyClient.run for what it raises."""
+        keyed = _with_key(prompt, prompt_id)
+        self._task = asyncio.ensure_future(
+            self._client.run(keyed, prompt_id, _throttled(on_progress))
+        )
+        try:
+            outputs = (await self._task)["outputs"]
+        except asyncio.CancelledError:
+            raise RunCancelled(f"prompt {prompt_id} was stopped before it began") from None
+        finally:
+            values = returns.take(prompt_id)
+        packed = None if values is None else pack(values, "the result")
+        return Result(values=packed, files=tuple(_take_files(outputs)))
+
+    async def interrupt(self, prompt_id: str) -> None:
+        """Stop the prompt. One that had not begun ends without an event, so it is ended here."""
+        running = await self._client.interrupt(prompt_id)
+        if not running and self._task is not None:
+            self._task.cancel()
+
+
+def _with_key(prompt: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Give each output node the attempt's key: it runs again although its inputs are cached.
+
+    Our return node returns under that key. Others ignore the input, as ComfyUI passes on only the
+    inputs that a class declares; without it a second equal unit would name files taken already.
+    """
+    return {
+        node_id: {**node, "inputs": {**node["inputs"], _ATTEMPT: key}} if _is_output(node) else node
+        for node_id, node in prompt.items()
+    }
+
+
+def _is_output(node: Mapping[str, Any]) -> bool:
+    # An unknown class is left to ComfyUI's validation, which names it.
+    cls = nodes.NODE_CLASS_MAPPINGS.get(node["class_type"])
+    return bool(getattr(cls, "OUTPUT_NODE", False))
+
+
+def _throttled(on_progress: Callable[[float], None]) -> Callable[[float], None]:
+    last = -_PROGRESS_INTERVAL_S
+
+    def tell(fraction: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _PROGRESS_INTERVAL_S:
+            last = now
+            on_progress(fraction)
+
+    return tell
+
+
+def _take_files(outputs: Mapping[str, Mapping[str, Any]]) -> Iterator[OutputFile]:
+    """Read and remove what output nodes saved; previews only if nothing else was saved."""
+    saved = list(_saved(outputs))
+    kinds = {entry.get("type") for _, entry in saved}
+    wanted = "output" if "output" in kinds else "temp"
+    for node_id, entry in saved:
+        if entry.get("type") == wanted:
+            yield _take_file(node_id, entry)
+
+
+def _saved(outputs: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for node_id, ui in outputs.items():
+        for entries in ui.values():
+            for entry in entries if isinstance(entries, list) else ():
+                if isinstance(entry, Mapping) and "filename" in entry:
+                    yield node_id, entry
+
+
+def _take_file(node_id: str, entry: Mapping[str, Any]) -> OutputFile:
+    base = Path(folder_paths.get_directory_by_type(entry["type"]))
+    path = base / entry.get("subfolder", "") / entry["filename"]
+    data = path.read_bytes()
+    path.unlink()
+    return OutputFile(node_id=node_id, name=path.relative_to(base).as_posix(), data=data)

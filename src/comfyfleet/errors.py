@@ -1,0 +1,69 @@
+"""Every error that ComfyFleet raises on purpose.
+
+ComfyFleetError              what was given, what is allowed, what to do
+├── InputError               a workflow, option or value is wrong; nothing has started
+│   └── WorkflowError        one or more problems of a workflow, each with node id and class
+├── FleetError               the fleet cannot start, or has no worker left
+│   └── WorkerStartError     one worker could not start; carries the end of its log
+└── RunError                 a run ended without all of its results
+    ├── RunFailed            a unit failed for good; carries the worker's traceback
+    └── RunCancelled         somebody stopped it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class ComfyFleetError(Exception):
+    """Root of the tree; its text is meant for the user."""
+
+
+class InputError(ComfyFleetError):
+    """Something that the user gave is wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing wrong with a workflow, tied to the node that it concerns (if any)."""
+
+    message: str
+    node_id: str | None = None
+    class_type: str | None = None
+
+    def __str__(self) -> str:
+        if self.node_id is None:
+            return self.message
+        return f"node {self.node_id} ({self.class_type or 'unknown class'}): {self.message}"
+
+
+class WorkflowError(InputError):
+    """A workflow cannot run as it is; ``problems`` lists everything that was found."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def __reduce__(self) -> tuple[type[WorkflowError], tuple[tuple[Problem, ...]]]:
+        return type(self), (self.problems,)
+
+
+class FleetError(ComfyFleetError):
+    """The fleet as a whole cannot do what was asked."""
+
+
+class WorkerStartError(FleetError):
+    """A worker did not come up; the message ends with the last lines of its log."""
+
+
+class RunError(ComfyFleetError):
+    """A run ended without all of its results."""
+
+
+class RunFailed(RunError):
+    """A unit failed for good; the message holds the worker's own traceback."""
+
+
+class RunCancelled(RunError):
+    """The run was stopped on request."""

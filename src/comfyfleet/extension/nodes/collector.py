@@ -1,0 +1,202 @@
+"""The collector: other shares of what is upstream run elsewhere, and all come back as one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from comfy.utils import ProgressBar
+from comfy_api.latest import io
+
+from comfyfleet.comfy import prompts
+from comfyfleet.comfy.join import join_audio, join_images, list_images, own
+from comfyfleet.comfy.values import unpack
+from comfyfleet.errors import ComfyFleetError, InputError
+from comfyfleet.extension.master import Collection, Request, linked, master
+from comfyfleet.extension.nodes.internal import INTERNAL
+from comfyfleet.graph import as_link, clone_share
+
+#: The inputs that are collected, in the order of the node.
+COLLECTED = ("images", "audio", "value")
+
+#: The collector's outputs, in order.
+OUTPUTS = ("images", "audio", "images_list", "values")
+
+
+def collected_inputs() -> list[Any]:
+    """The inputs of a collector; lazy, so that it is asked before anything upstream runs."""
+    return [
+        io.Image.Input("images", optional=True, lazy=True),
+        io.Audio.Input("audio", optional=True, lazy=True),
+        io.AnyType.Input("value", optional=True, lazy=True),
+    ]
+
+
+def collected_outputs() -> list[Any]:
+    return [
+        io.Image.Output("images", tooltip="All shares' images as one batch, in share order."),
+        io.Audio.Output("audio", tooltip="All shares' sounds, one after another in time."),
+        io.Image.Output("images_list", is_output_list=True, tooltip="Images share by share."),
+        io.AnyType.Output("values", is_output_list=True, tooltip="Values share by share."),
+    ]
+
+
+class FleetCollector(io.ComfyNode):
+    """Run what is upstream once per share, on all devices, and give all results as one batch."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FleetCollector",
+            display_name="Fleet Collector",
+            category="fleet",
+            description="Runs everything upstream once per share, each on the next free device, "
+            "and gives all results in share order, whoever made them. With a Fleet Seed upstream "
+            "every share is another picture.",
+            is_input_list=True,
+            enable_expand=True,
+            inputs=[
+                *collected_inputs(),
+                io.Int.Input(
+                    "shares", default=0, min=0, max=4096, tooltip="0: one for each device."
+                ),
+                io.Boolean.Input(
+                    "delegate",
+                    default=False,
+                    tooltip="The master computes nothing: all shares run on workers.",
+                ),
+            ],
+            outputs=collected_outputs(),
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+        )
+
+    @classmethod
+    def check_lazy_status(
+        cls, shares: list[int], delegate: list[bool], **_collected: Any
+    ) -> list[str]:
+        return ask(cls.hidden, shares[0], delegate[0])
+
+    @classmethod
+    async def execute(
+        cls, shares: list[int], delegate: list[bool], **collected: Any
+    ) -> io.NodeOutput:
+        return await collect(cls.hidden, collected)
+
+
+class FleetCollectNext(io.ComfyNode):
+    """A further share that the master computes while it waits; expanded by a collector."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FleetCollectNext",
+            display_name="Fleet Collect Next (internal)",
+            category=INTERNAL,
+            description="A further share on the master. ComfyFleet adds it by itself.",
+            is_input_list=True,
+            enable_expand=True,
+            not_idempotent=True,
+            inputs=[
+                io.Image.Input("images", optional=True),
+                io.Audio.Input("audio", optional=True),
+                io.AnyType.Input("value", optional=True),
+                io.String.Input("collector"),
+                io.Int.Input("share"),
+            ],
+            outputs=collected_outputs(),
+        )
+
+    @classmethod
+    async def execute(
+        cls, collector: list[str], share: list[int], **collected: Any
+    ) -> io.NodeOutput:
+        collection = master().find(collector[0])
+        collection.add_local(share[0], collected)
+        return await advance(collection)
+
+
+def ask(hidden: Any, shares: int, delegate: bool) -> list[str]:
+    """Begin a collector's shares elsewhere; the names of the inputs that the master computes."""
+    inputs = linked(hidden.dynprompt.get_node(hidden.unique_id), COLLECTED)
+    if not inputs:
+        raise InputError(f"nothing is connected: connect one of {', '.join(COLLECTED)}.")
+    request = Request(node_id=hidden.unique_id, inputs=inputs, shares=shares, delegate=delegate)
+    collection = master().begin(request, prompts.plain_prompt(hidden.dynprompt))
+    return [] if collection.request.delegate else list(inputs)
+
+
+async def collect(hidden: Any, collected: Mapping[str, list[Any]]) -> io.NodeOutput:
+    """A collector's result: its own share, and all others."""
+    collection = master().find(hidden.unique_id)
+    if not collection.request.delegate:
+        own = {name: collected[name] for name in collection.request.inputs}
+        collection.add_local(0, own)
+    return await advance(collection)
+
+
+async def advance(collection: Collection) -> io.NodeOutput:
+    """Take the next share if there is one for the master, else wait for the end."""
+    bar = ProgressBar(collection.shares)
+    while not collection.complete:
+        prompts.raise_if_interrupted()
+        bar.update_absolute(collection.collected)
+        share = await asyncio.to_thread(collection.next_share)
+        if share is not None:
+            return expand(collection, share)
+    master().end(collection.request.node_id)
+    return outputs_of(
+        [unpack(packed, copy=False) for packed in collection.values()], _used(collection)
+    )
+
+
+def expand(collection: Collection, share: int) -> io.NodeOutput:
+    """ComfyUI's node expansion: what varies upstream once more, and a node that goes on."""
+    node_id = collection.request.node_id
+    nodes: dict[str, Any] = {}
+    inputs: dict[str, Any] = {"collector": node_id, "share": share}
+    for name, link in collection.request.inputs.items():
+        clones, source = clone_share(collection.prompt, link, share, f"{node_id}.{share}.")
+        nodes.update(clones)
+        inputs[name] = list(source)
+    going_on = f"{node_id}.{share}"
+    nodes[going_on] = {"class_type": "FleetCollectNext", "inputs": inputs}
+    results = [[going_on, slot] for slot in range(len(OUTPUTS))]
+    return io.NodeOutput(*results, expand=nodes)
+
+
+def outputs_of(shares: list[dict[str, list[Any]]], used: frozenset[str]) -> io.NodeOutput:
+    """The collector's outputs from its shares, which may be views of memory that is not ours.
+
+    What cannot be joined, or was not connected, is an error only where something downstream
+    uses it.
+    """
+    images = [share.get("images", []) for share in shares]
+    batch = _joined("images", images, join_images, used)
+    audio = _joined("audio", [share.get("audio", []) for share in shares], join_audio, used)
+    values = [own(value) for share in shares for value in share.get("value", [])]
+    return io.NodeOutput(batch, audio, list_images(images, batch), values)
+
+
+def _joined(
+    name: str, shares: list[list[Any]], join: Callable[[list[list[Any]]], Any], used: frozenset[str]
+) -> Any:
+    try:
+        if not any(shares):
+            raise InputError(f"the output {name} is used, but the input {name} is not connected.")
+        return join(shares)
+    except ComfyFleetError:
+        if name in used:
+            raise
+        return None
+
+
+def _used(collection: Collection) -> frozenset[str]:
+    """The collector's outputs that some node of the prompt takes."""
+    links = (
+        as_link(value)
+        for node in collection.prompt.values()
+        for value in node["inputs"].values()
+    )
+    mine = {link[1] for link in links if link and link[0] == collection.request.node_id}
+    return frozenset(OUTPUTS[slot] for slot in mine)

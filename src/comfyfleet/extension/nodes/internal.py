@@ -1,0 +1,61 @@
+"""Nodes that only ComfyFleet puts into graphs. Nobody needs to place them by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from comfyfleet.comfy import returns
+
+#: Where ComfyUI's menu shows them, after everything that a user looks for.
+INTERNAL = "fleet/internal"
+
+
+class FleetReturn(io.ComfyNode):
+    """The end of a unit's graph: keeps what arrives in the worker's memory, as it is."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FleetReturn",
+            display_name="Fleet Return (internal)",
+            category=INTERNAL,
+            description="Ends a unit's graph on a worker. ComfyFleet adds it by itself.",
+            is_output_node=True,
+            is_input_list=True,
+            not_idempotent=True,
+            inputs=[
+                io.String.Input("comfyfleet_attempt", default=""),
+                io.Image.Input("images", optional=True),
+                io.Audio.Input("audio", optional=True),
+                io.AnyType.Input("value", optional=True),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, comfyfleet_attempt: list[str], **values: list[Any]) -> io.NodeOutput:
+        returns.deposit(comfyfleet_attempt[0], values)
+        return io.NodeOutput()
+
+
+class FleetSeedOffset(io.ComfyNode):
+    """A seed that comes from another node, moved on by a share's number."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FleetSeedOffset",
+            display_name="Fleet Seed Offset (internal)",
+            category=INTERNAL,
+            description="A linked Fleet Seed inside a share. ComfyFleet adds it by itself.",
+            inputs=[
+                io.Int.Input("seed", min=0, max=2**64 - 1),
+                io.Int.Input("offset", min=0, max=2**64 - 1),
+            ],
+            outputs=[io.Int.Output("seed")],
+        )
+
+    @classmethod
+    def execute(cls, seed: int, offset: int) -> io.NodeOutput:
+        return io.NodeOutput((seed + offset) % 2**64)

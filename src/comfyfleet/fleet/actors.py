@@ -1,0 +1,107 @@
+"""The workers as Ray sees them: start, call, and learn of their death. All on the fleet's loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from comfyfleet.errors import FleetError, Problem, WorkerStartError
+from comfyfleet.fleet.spec import WorkerSpec
+from comfyfleet.fleet.worker import Worker, log_tail
+from comfyfleet.work import Failure, Progress, Prompt, Result, Unit, WorkerInfo
+
+#: A worker that has not answered by then will not: measured starts take 5 to 12 seconds, packs
+#: with models of their own can take a minute.
+_START_TIMEOUT_S = 180.0
+
+#: Each kind of call has threads of its own: ``run`` and ``wait`` are busy for as long as they last.
+_ACTOR_OPTIONS: dict[str, Any] = {
+    "num_cpus": 0,
+    "max_restarts": 0,
+    "max_concurrency": 1,
+    "concurrency_groups": {"run": 1, "watch": 1, "control": 2},
+}
+
+_GONE = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError)
+
+
+class Actors:
+    """One Ray actor for each spec, by worker id."""
+
+    def __init__(self, specs: Sequence[WorkerSpec]) -> None:
+        self._specs = {spec.id: spec for spec in specs}
+        self.infos: dict[str, WorkerInfo] = {}
+        self._handles: dict[str, Any] = {}
+
+    async def start(self) -> None:
+        """Start all at once. Raises WorkerStartError for the first one that does not come up."""
+        actor = ray.remote(**_ACTOR_OPTIONS)(Worker)
+        self._handles = {name: actor.remote(spec) for name, spec in self._specs.items()}
+        for info in asyncio.as_completed([self._started(name) for name in self._specs]):
+            ready = await info
+            self.infos[ready.id] = ready
+        self.infos = {name: self.infos[name] for name in self._specs}
+
+    async def _started(self, worker_id: str) -> WorkerInfo:
+        try:
+            answer = await asyncio.wait_for(self._call(worker_id, "info"), _START_TIMEOUT_S)
+        except asyncio.TimeoutError:
+            answer = Failure(message=f"no answer after {_START_TIMEOUT_S:.0f} s")
+        except ray.exceptions.RayError as error:
+            answer = Failure(message=f"its process ended: {_first_line(error)}")
+        if isinstance(answer, WorkerInfo):
+            return answer
+        spec = self._specs[worker_id]
+        raise WorkerStartError(
+            f"worker {worker_id} ({spec.device.id}) could not start: {answer.message}\n"
+            f"The end of its log:\n{log_tail(spec.log_file)}"
+        )
+
+    async def check(self, prompt: Prompt) -> list[Problem]:
+        """Ask one live worker what is wrong with a prompt."""
+        for worker_id in list(self.infos):
+            try:
+                problems: list[Problem] = await self._call(worker_id, "check", "control", prompt)
+            except _GONE:
+                continue
+            return problems
+        raise FleetError("no worker is alive to check the workflow.")
+
+    async def run(self, worker_id: str, unit: Unit) -> AsyncIterator[Progress | Failure | Result]:
+        """An attempt: progress, then one Failure or Result; nothing more if the worker dies."""
+        method = self._handles[worker_id].run
+        try:
+            async for item in method.options(concurrency_group="run").remote(unit):
+                yield await item
+        except _GONE:
+            return  # ``lost`` tells of it
+        except ray.exceptions.RayError as error:
+            yield Failure(message=f"the result did not arrive: {error}")
+
+    async def interrupt(self, worker_id: str, unit_id: str) -> None:
+        """Stop the unit if it still runs there."""
+        try:
+            await self._call(worker_id, "interrupt", "control", unit_id)
+        except _GONE:
+            return  # what is dead runs nothing; ``lost`` tells of it
+
+    async def lost(self, worker_id: str) -> str:
+        """Wait until the worker is no more; why."""
+        try:
+            await self._call(worker_id, "wait", "watch")
+        except _GONE as error:
+            del self.infos[worker_id]
+            return _first_line(error)
+        raise FleetError(f"worker {worker_id} stopped waiting although it lives.")
+
+    async def _call(self, worker_id: str, method: str, group: str = "control", *args: Any) -> Any:
+        remote = getattr(self._handles[worker_id], method)
+        return await remote.options(concurrency_group=group).remote(*args)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

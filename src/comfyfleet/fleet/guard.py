@@ -1,0 +1,54 @@
+"""A small process that outlives its owner for a moment, to leave nothing behind.
+
+The owner holds the write end of this process's standard input. When that closes, because the
+owner said so or because it died in whatever way, the guard ends every process that carries the
+session's mark in its environment and removes the session's folder. Run as a script, by path: it
+imports nothing of ours, so it starts in milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+
+import psutil
+
+#: Environment variable that marks every process of a session with the session's folder.
+SESSION_MARK = "COMFYFLEET_SESSION"
+
+
+def members(session: str) -> Iterator[psutil.Process]:
+    """Processes that were started inside this session (never this one or its parent)."""
+    own = {os.getpid(), os.getppid()}
+    for process in psutil.process_iter():
+        try:
+            if process.pid not in own and process.environ().get(SESSION_MARK) == session:
+                yield process
+        except (psutil.Error, OSError):
+            continue  # it ended meanwhile, or belongs to somebody else
+
+
+def sweep(session: str) -> None:
+    """End the session's processes and remove its folder; again until nobody is left."""
+    for _ in range(20):
+        found = list(members(session))
+        for process in found:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        if not psutil.wait_procs(found, timeout=1.0)[1] and not found:
+            break
+    shutil.rmtree(session, ignore_errors=True)
+
+
+def main() -> None:
+    session = sys.argv[1]
+    sys.stdin.buffer.read()
+    sweep(session)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""A batch of whole prompts as the command runs it: units, the output folder and its manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comfyfleet.errors import InputError
+from comfyfleet.fleet.run import Delivery
+from comfyfleet.graph import digest, find_seeds, model_key, parse_prompt, repeat, set_input
+from comfyfleet.graph import varying_nodes
+from comfyfleet.work import Prompt, Unit
+
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A workflow, how often, and from which seed."""
+
+    prompt: Prompt
+    count: int
+    seed: int | None
+    name: str
+
+    @classmethod
+    def read(
+        cls, path: Path, *, count: int, seed: int | None, assignments: Sequence[str]
+    ) -> Job:
+        """A job from a workflow file. Raises InputError for anything that is wrong with it."""
+        prompt = parse_prompt(_text(path), str(path))
+        for assignment in assignments:
+            prompt = set_input(prompt, assignment)
+        return cls.of(prompt, count=count, seed=seed, name=path.stem)
+
+    @classmethod
+    def of(cls, prompt: Prompt, *, count: int, seed: int | None, name: str) -> Job:
+        """A job from a prompt that is parsed already."""
+        if count < 1:
+            raise InputError(f"--count {count}: give 1 or more.")
+        if seed is not None and not 0 <= seed < 2**64:
+            raise InputError(f"--seed {seed}: give 0 to {2**64 - 1}.")
+        seeds = find_seeds(prompt)
+        if seed is not None and not seeds:
+            raise InputError(f"--seed {seed}: the workflow has no seed input to set.")
+        if count > 1 and not seeds and not varying_nodes(prompt):
+            raise InputError(
+                f"--count {count}: all runs would be equal, as the workflow has no input named "
+                "seed or noise_seed with a number, and no Fleet Seed or Fleet Value."
+            )
+        return cls(prompt=prompt, count=count, seed=seed, name=name)
+
+    @property
+    def digest(self) -> str:
+        """Equal for jobs whose run number i is the same for every i."""
+        return digest(repeat(self.prompt, 0, self.seed))
+
+    def units(self, run_id: str, skip: Sequence[int] = ()) -> list[Unit]:
+        """One unit per run that is not to be skipped."""
+        key = model_key(self.prompt)
+        left = sorted(set(range(self.count)) - set(skip))
+        return [
+            Unit(
+                run_id=run_id,
+                index=index,
+                prompt=repeat(self.prompt, index, self.seed),
+                model_key=key,
+            )
+            for index in left
+        ]
+
+
+class OutputFolder:
+    """Results of a job on disk. The manifest names them; it is replaced whole, never half."""
+
+    def __init__(self, folder: Path, job: Job, *, resume: bool) -> None:
+        self.folder = folder
+        self._manifest: dict[str, Any] = {"job": job.digest, "name": job.name, "units": {}}
+        path = folder / _MANIFEST
+        if path.exists():
+            self._manifest = self._adopted(path, job, resume)
+        elif resume:
+            raise InputError(f"--resume: {path} does not exist. Start without --resume.")
+
+    @property
+    def finished(self) -> list[int]:
+        """Runs whose files are all there."""
+        return [
+            int(index)
+            for index, unit in self._manifest["units"].items()
+            if all((self.folder / name).is_file() for name in unit["files"])
+        ]
+
+    def save(self, delivery: Delivery) -> list[Path]:
+        """Write a unit's files and note them. Raises InputError if the unit saved nothing."""
+        unit, result = delivery.unit, delivery.result
+        if not result.files:
+            raise InputError("the workflow saves no files. Add a node such as SaveImage.")
+        names = [f"{unit.index:04d}_{file.name.replace('/', '_')}" for file in result.files]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, file in zip(names, result.files, strict=True):
+            (self.folder / name).write_bytes(file.data)
+        self._manifest["units"][str(unit.index)] = {
+            "files": names,
+            "worker": delivery.worker_id,
+            "seconds": round(delivery.seconds, 3),
+        }
+        self._write()
+        return [self.folder / name for name in names]
+
+    def _adopted(self, path: Path, job: Job, resume: bool) -> dict[str, Any]:
+        if not resume:
+            raise InputError(
+                f"{path} exists: this folder holds the results of a run. Add --resume to go on "
+                "with it, or give another folder with --out."
+            )
+        manifest: dict[str, Any] = _parsed(path)
+        if manifest.get("job") != job.digest:
+            raise InputError(
+                f"--resume: {path} belongs to another workflow, seed or setting "
+                f"({manifest.get('name')!r}). Give another folder with --out."
+            )
+        return manifest
+
+    def _write(self) -> None:
+        draft = self.folder / f"{_MANIFEST}.new"
+        draft.write_text(json.dumps(self._manifest, indent=1), encoding="utf-8")
+        draft.replace(self.folder / _MANIFEST)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the workflow {path}: {error}") from None
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}. Give another folder with --out.") from None
+    return dict(manifest)

@@ -1,0 +1,123 @@
+"""A run as its owner sees it: wait for the results, take part in the work, or stop it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from comfyfleet.errors import RunCancelled, RunError
+from comfyfleet.work import Result, Unit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One unit's result, and who made it in how many seconds."""
+
+    unit: Unit
+    worker_id: str
+    seconds: float
+    result: Result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEvent:
+    """Something that happened to a unit: kind is started, progress or delivered."""
+
+    kind: str
+    unit: Unit
+    worker_id: str
+    fraction: float = 0.0
+    delivery: Delivery | None = None
+
+
+#: Called on the fleet's thread: it must return at once.
+Observer = Callable[[RunEvent], None]
+
+
+class Engine(Protocol):
+    """What a run asks of the fleet; safe to call from any thread."""
+
+    def cancel(self, run_id: str, reason: str) -> None: ...
+    def join_local(self, run_id: str) -> None: ...
+    def finish_local(self, unit: Unit, result: Result) -> None: ...
+
+
+class Run:
+    """All units of one request. Its methods may be called from any thread but the fleet's."""
+
+    def __init__(self, run_id: str, total: int, engine: Engine) -> None:
+        self.id = run_id
+        self.total = total
+        self.deliveries: dict[int, Delivery] = {}
+        self._engine = engine
+        self._changed = threading.Condition()
+        self._offers: deque[Unit] = deque()
+        self._error: RunError | None = None
+        self._finished = total == 0
+
+    @property
+    def finished(self) -> bool:
+        """True once all results are here or the run has failed."""
+        return self._finished
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the end. Raises RunFailed or RunCancelled; False if time ran out before."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._finished, timeout_s)
+            if self._error is not None:
+                raise self._error
+            return self._finished
+
+    def results(self) -> list[Delivery]:
+        """All deliveries in unit order. Only after ``wait`` was true."""
+        if len(self.deliveries) != self.total:
+            raise RunCancelled(f"run {self.id}: {len(self.deliveries)} of {self.total} results.")
+        return [self.deliveries[index] for index in sorted(self.deliveries)]
+
+    def forget(self, index: int) -> None:
+        """Drop a delivery that its observer has dealt with: a long run need not fit in memory."""
+        with self._changed:
+            del self.deliveries[index]
+
+    def cancel(self, reason: str) -> None:
+        """Stop the run everywhere; its units are interrupted. Nothing happens if it has ended."""
+        if not self._finished:
+            self._engine.cancel(self.id, reason)
+
+    def join_local(self) -> None:
+        """Offer this very process as a worker of this run; see ``next_local``."""
+        self._engine.join_local(self.id)
+
+    def next_local(self, timeout_s: float) -> Unit | None:
+        """The next unit that this process shall run, waiting up to ``timeout_s`` for one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._offers or self._finished, timeout_s)
+            return self._offers.popleft() if self._offers else None
+
+    def finish_local(self, unit: Unit, result: Result) -> None:
+        """Hand in the result of a unit that ``next_local`` gave; the next may then be offered."""
+        self._engine.finish_local(unit, result)
+
+    # The fleet's side.
+
+    def offer(self, unit: Unit) -> None:
+        with self._changed:
+            self._offers.append(unit)
+            self._changed.notify_all()
+
+    def withdraw(self, unit_id: str) -> None:
+        with self._changed:
+            self._offers = deque(unit for unit in self._offers if unit.id != unit_id)
+
+    def deliver(self, delivery: Delivery) -> None:
+        with self._changed:
+            self.deliveries[delivery.unit.index] = delivery
+
+    def finish(self, error: RunError | None = None) -> None:
+        with self._changed:
+            self._error = error
+            self._finished = True
+            self._changed.notify_all()

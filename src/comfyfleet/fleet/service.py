@@ -1,0 +1,66 @@
+"""The fleet of one ComfyUI: found devices, started when first needed, ended with the process."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from comfyfleet.config import WORKERS, is_worker
+from comfyfleet.fleet.fleet import Fleet
+from comfyfleet.fleet.spec import Host
+from comfyfleet.planner import Device, choose_devices, find_devices
+
+
+class Service:
+    """Keeps one fleet for a master. Thread-safe."""
+
+    def __init__(self, host: Host, own_device: Callable[[], str]) -> None:
+        self._host = host
+        self._own_device = own_device
+        self._lock = threading.Lock()
+        self._devices: list[Device] | None = None
+        self._fleet: Fleet | None = None
+
+    def devices(self) -> list[Device]:
+        """The devices that have, or will get, a worker; none inside a worker.
+
+        Raises InputError for a wrong setting.
+        """
+        with self._lock:
+            if self._devices is None:
+                self._devices = [] if is_worker() else self._chosen()
+            return self._devices
+
+    def _chosen(self) -> list[Device]:
+        request = WORKERS.read()
+        found = [] if request == "0" else find_devices()
+        return choose_devices(request, found, taken=[self._own_device()])
+
+    def fleet(self) -> Fleet:
+        """The fleet, started if it is not, and anew if all of its workers are gone."""
+        devices = self.devices()
+        with self._lock:
+            if self._fleet is not None and not self._fleet.workers:
+                self._fleet.close()
+                self._fleet = None
+            if self._fleet is None:
+                fleet = Fleet(devices, self._host, private_output=False)
+                fleet.start()
+                atexit.register(fleet.close)
+                self._fleet = fleet
+            return self._fleet
+
+    def fleet_soon(self) -> Future[Fleet]:
+        """``fleet`` without waiting: starting takes seconds in which others can compute."""
+        future: Future[Fleet] = Future()
+        threading.Thread(target=_fulfil, args=(future, self.fleet), daemon=True).start()
+        return future
+
+
+def _fulfil(future: Future[Fleet], make: Callable[[], Fleet]) -> None:
+    try:
+        future.set_result(make())
+    except BaseException as error:
+        future.set_exception(error)

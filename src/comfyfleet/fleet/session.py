@@ -1,0 +1,108 @@
+"""One embedded Ray, private to this process: loopback only, with a token, in its own folder.
+
+Ray runs the code of whoever can reach it. So it is never started without token authentication,
+and an embedded one is told to stay on the loopback interface. A guard process removes all of it
+when the owner ends, also when the owner is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from comfyfleet.errors import FleetError
+from comfyfleet.fleet import guard
+from comfyfleet.fleet.registry import PREFIX, sessions_root
+
+#: Shared memory for results on their way; Ray spills to disk beyond it.
+_OBJECT_STORE_BYTES = 2 * 1024**3
+
+_RAY_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's own switch for "no cluster": every socket of it is bound to 127.0.0.1.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Ray would blank CUDA_VISIBLE_DEVICES for actors that ask for no GPU; we choose devices.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # ComfyUI offloads models into memory until it is nearly full, which is no reason to kill it.
+    "RAY_memory_monitor_refresh_ms": "0",
+}
+
+
+class Session:
+    """The folder, the token and the guard of one fleet, and the Ray that lives in it.
+
+    ``start`` and ``stop`` must run on one thread that lives as long as the session: Ray's
+    processes get a parent-death signal when the thread that started them ends.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=sessions_root()))
+        self._guard = subprocess.Popen(
+            [sys.executable, guard.__file__, str(self.folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def worker_folder(self, name: str) -> Path:
+        """A folder of a worker's own for its temp files, database, log and outputs."""
+        folder = self.folder / name
+        folder.mkdir(mode=0o700)
+        return folder
+
+    def start(self) -> None:
+        """Start Ray. Raises FleetError if this process has a Ray already or it does not start."""
+        os.environ.update(_RAY_ENVIRONMENT, RAY_AUTH_TOKEN_PATH=str(self._write_token()))
+        import ray
+
+        if ray.is_initialized():
+            raise FleetError(
+                "Ray is already running in this process, started by another pack. ComfyFleet "
+                "needs its own: disable that pack, or start its Ray in another process."
+            )
+        os.environ[guard.SESSION_MARK] = str(self.folder)
+        try:
+            ray.init(**self._options())
+        finally:
+            # What this process starts later for itself is no part of the fleet.
+            del os.environ[guard.SESSION_MARK]
+
+    def stop(self) -> None:
+        """Shut Ray down."""
+        import ray
+
+        ray.shutdown()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """End what is left and remove the folder. Safe on any thread, and after anything."""
+        if self._guard.stdin and not self._guard.stdin.closed:
+            self._guard.stdin.close()
+        try:
+            self._guard.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            guard.sweep(str(self.folder))
+
+    def _write_token(self) -> Path:
+        path = self.folder / "token"
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        return path
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "address": "local",
+            "num_cpus": os.cpu_count() or 1,
+            "num_gpus": 0,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+            "log_to_driver": False,
+            "configure_logging": False,
+            "_temp_dir": str(self.folder),
+        }

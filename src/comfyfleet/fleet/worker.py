@@ -1,0 +1,128 @@
+"""A worker: one Ray actor, one process, one ComfyUI with one device."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import threading
+import traceback
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from comfyfleet.errors import ComfyFleetError, Problem, RunCancelled
+from comfyfleet.fleet.spec import WorkerSpec
+from comfyfleet.work import Failure, Progress, Result, Unit, WorkerInfo
+
+#: Lines of a worker's log that an error shows.
+_LOG_LINES = 25
+
+
+class Worker:
+    """The actor. Its constructor boots ComfyUI on the main thread; see ``comfy.boot``."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        _set_environment(spec)
+        # Only now: this imports torch, which reads the environment once.
+        from comfyfleet.comfy import boot
+
+        boot.redirect_output(spec.log_file)
+        self._closed = threading.Event()
+        self._current: tuple[str, str] | None = None
+        self._fault = ""
+        try:
+            self._comfy = boot.boot(spec.host.comfyui, spec.flags, spec.pack)
+            self._runner = self._comfy.call(_make_runner(self._comfy.url))
+        except BaseException as error:
+            # Told by ``info``: a constructor's exception would reach the owner wrapped by Ray.
+            traceback.print_exc()
+            self._fault = f"{type(error).__name__}: {error}"
+
+    def info(self) -> WorkerInfo | Failure:
+        """Who this is, or why it could not start."""
+        if self._fault:
+            return Failure(message=self._fault)
+        from comfyfleet.comfy.inventory import device_name
+
+        return WorkerInfo(
+            id=self._spec.id,
+            device=self._spec.device.id,
+            device_name=device_name(),
+            pid=os.getpid(),
+            comfyui_version=self._comfy.version,
+            log_file=str(self._spec.log_file),
+        )
+
+    def check(self, prompt: dict[str, Any]) -> list[Problem]:
+        """ComfyUI's own validation of a prompt, without running it."""
+        from comfyfleet.comfy.inventory import check_prompt
+
+        return self._comfy.call(check_prompt(prompt))
+
+    def run(self, unit: Unit) -> Iterator[Progress | Failure | Result]:
+        """Run a unit: its progress, then one Result or one Failure."""
+        prompt_id = uuid.uuid4().hex
+        self._current = (unit.id, prompt_id)
+        events: queue.SimpleQueue[Progress | Failure | Result] = queue.SimpleQueue()
+        work = self._runner.run(unit.prompt, prompt_id, lambda done: events.put(Progress(done)))
+        future = asyncio.run_coroutine_threadsafe(work, self._comfy.loop)
+        future.add_done_callback(lambda done: events.put(_ending(done)))
+        while isinstance(event := events.get(), Progress):
+            yield event
+        self._current = None
+        yield event
+
+    def interrupt(self, unit_id: str) -> None:
+        """Stop this unit if it is the one that runs; ``run`` then ends with a Failure."""
+        current = self._current
+        if current is not None and current[0] == unit_id:
+            self._comfy.call(self._runner.interrupt(current[1]), timeout_s=10)
+
+    def wait(self) -> None:
+        """Block for as long as this worker lives: whoever awaits it learns of its death."""
+        self._closed.wait()
+
+
+def _set_environment(spec: WorkerSpec) -> None:
+    for name, value in spec.environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if "OMP_NUM_THREADS" not in spec.environment:
+        os.environ.pop("OMP_NUM_THREADS", None)  # Ray's own default of 1, not the owner's wish
+    os.chdir(spec.host.cwd)
+
+
+async def _make_runner(url: str) -> Any:
+    from comfyfleet.comfy.runner import Runner
+
+    return Runner(url)
+
+
+def _ending(done: Any) -> Failure | Result:
+    """A unit's end as a value: Ray would wrap an exception and lose our fields."""
+    error = done.exception()
+    if error is None:
+        result: Result = done.result()
+        return result
+    failure = getattr(error, "failure", None)
+    if isinstance(failure, Failure):
+        return failure
+    if isinstance(error, RunCancelled):
+        return Failure(message=f"interrupted: {error}")
+    if isinstance(error, ComfyFleetError):
+        return Failure(message=str(error))
+    return Failure(message=f"{type(error).__name__}: {error}")
+
+
+def log_tail(path: Path, lines: int = _LOG_LINES) -> str:
+    """The last lines of a log, indented; a note if there is none."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "  (no log was written)"
+    return "\n".join(f"  {line}" for line in text.splitlines()[-lines:])

@@ -1,0 +1,57 @@
+"""ComfyUI prompts (API format) as plain data: read, slice, vary, hash, find files.
+
+No function changes what it is given; results share the nodes that did not change.
+"""
+
+from __future__ import annotations
+
+from comfyfleet.graph.digest import digest, model_key, node_digests
+from comfyfleet.graph.files import FileRef, find_files, looks_like_file, missing_files
+from comfyfleet.graph.prompt import (
+    Link,
+    Prompt,
+    as_link,
+    downstream,
+    find_problems,
+    in_order,
+    links_of,
+    parse_prompt,
+)
+from comfyfleet.graph.slice import cut, new_id, upstream
+from comfyfleet.graph.vary import (
+    clone_share,
+    find_seeds,
+    repeat,
+    set_input,
+    vary,
+    vary_seeds,
+    varying_nodes,
+)
+
+__all__ = [
+    "FileRef",
+    "Link",
+    "Prompt",
+    "as_link",
+    "clone_share",
+    "cut",
+    "digest",
+    "downstream",
+    "find_files",
+    "find_problems",
+    "find_seeds",
+    "in_order",
+    "links_of",
+    "looks_like_file",
+    "missing_files",
+    "model_key",
+    "new_id",
+    "node_digests",
+    "parse_prompt",
+    "repeat",
+    "set_input",
+    "upstream",
+    "vary",
+    "vary_seeds",
+    "varying_nodes",
+]

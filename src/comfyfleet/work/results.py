@@ -1,0 +1,54 @@
+"""What comes back from a worker, as plain data that needs neither torch nor ComfyUI to be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """Where a tensor stood: its buffer, its dtype as torch names it, and its shape."""
+
+    buffer: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRef:
+    """A VIDEO as its parts: frames [T, H, W, C], sound, and frames per second as a fraction."""
+
+    components: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A value without its tensors, and their bytes: one flat uint8 array for each."""
+
+    skeleton: Any
+    buffers: list[Any] = field(default_factory=list, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputFile:
+    """A file that an output node saved. ``name`` may hold folders, with forward slashes."""
+
+    node_id: str
+    name: str
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a unit gave: the values at its return node (if it has one), and the saved files."""
+
+    values: Packed | None
+    files: tuple[OutputFile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The done share of a running unit, 0 to 1."""
+
+    fraction: float

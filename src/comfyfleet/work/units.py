@@ -1,0 +1,56 @@
+"""The vocabulary: a run is made of units, workers take units and give results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+#: A ComfyUI prompt in API format: node id -> {"class_type": str, "inputs": {...}}.
+Prompt = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """A piece of a graph to run somewhere, and its place in the run's order.
+
+    The prompt ends in the output nodes whose results come back. ``cost`` is relative to
+    the other units of the run (1.0 = an average one).
+    """
+
+    run_id: str
+    index: int
+    prompt: Prompt = field(repr=False, compare=False)
+    #: Digest of the models that the prompt loads: workers that hold them are preferred.
+    model_key: str = ""
+    cost: float = 1.0
+
+    @property
+    def id(self) -> str:
+        return f"{self.run_id}:{self.index}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """What a ready worker says of itself."""
+
+    id: str
+    device: str
+    device_name: str
+    pid: int
+    comfyui_version: str
+    log_file: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why an attempt failed, in the worker's own words."""
+
+    message: str
+    traceback: str = ""
+    node_id: str | None = None
+    class_type: str | None = None
+
+    def __str__(self) -> str:
+        where = f"node {self.node_id} ({self.class_type}): " if self.node_id else ""
+        return f"{where}{self.message}" + (f"\n{self.traceback}" if self.traceback else "")
