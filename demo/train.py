@@ -35,13 +35,13 @@ import grammar  # noqa: E402  (found through the path above)
 from drawing import encode, learning_rate, report, step_optimizer, train_vae  # noqa: E402
 
 POOL = 16384
-BATCH = 64
+BATCH = 32
 EMPTY_PROMPTS = 0.1
 SHORT_PROMPTS = 0.15
 EMA_DECAY = 0.999
 DECAY_SHARE = 0.4
 EMA_WARMUP = 10
-LEARNING_RATE = 1.5e-3
+LEARNING_RATE = 1e-3
 FIRST_LOGVAR = -5.0
 PROMPT_FIELDS = ("size", "place", "background")
 
@@ -288,7 +288,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--vae-steps", type=int, default=3500)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--pool", type=int, default=POOL, help="pictures to learn from")
     parser.add_argument("--save-every", type=int, default=500, metavar="STEPS")
     parser.add_argument("--out", type=Path, default=ROOT / "demo" / "weights.safetensors")

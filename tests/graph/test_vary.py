@@ -60,6 +60,11 @@ def test_distributed_value_reads_its_share() -> None:
     assert values == ["6", "4.5", "6", "8", "6"]
 
 
+def test_share_0_keeps_the_default_value() -> None:
+    prompt = {"1": node("DistributedValue", default_value="d", worker_values='{"0": "x"}')}
+    assert vary(prompt, 0) == prompt
+
+
 @pytest.mark.parametrize(
     ("worker_values", "expected"), [("", "d"), ('{"1": 3}', "3"), ({"1": "x"}, "x")]
 )

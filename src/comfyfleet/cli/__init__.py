@@ -7,7 +7,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from comfyfleet.errors import ComfyFleetError, FleetError, InputError, RunCancelled
+from comfyfleet.errors import ComfyFleetError, FleetError, InputError
 
 #: Exit codes, as the documentation lists them.
 EXIT_FAILED = 1
@@ -20,14 +20,15 @@ def main() -> NoReturn:
     """Run the command line; every error of ours becomes one message and an exit code."""
     from comfyfleet.cli.app import app
 
-    # A service manager's stop is the same as Ctrl-C: workers are stopped either way.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # SystemExit runs every clean-up on its way out, and the command line library leaves it alone.
+    # A service manager's stop is the same as Ctrl-C.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
-    except Exception as error:
-        sys.exit(_report(error))
+        sys.exit(app())
+    except ComfyFleetError as error:
+        sys.stderr.write(f"comfyfleet: {error}\n")
+        sys.exit(exit_code(error))
 
 
 def exit_code(error: ComfyFleetError) -> int:
@@ -36,24 +37,9 @@ def exit_code(error: ComfyFleetError) -> int:
         return EXIT_BAD_INPUT
     if isinstance(error, FleetError):
         return EXIT_NO_FLEET
-    if isinstance(error, RunCancelled):
-        return EXIT_INTERRUPTED
     return EXIT_FAILED
 
 
-def _report(error: Exception) -> int:
-    import click
-
-    if isinstance(error, click.exceptions.Abort):
-        return EXIT_INTERRUPTED
-    if isinstance(error, click.ClickException):
-        error.show()
-        return EXIT_BAD_INPUT
-    if isinstance(error, ComfyFleetError):
-        sys.stderr.write(f"comfyfleet: {error}\n")
-        return exit_code(error)
-    raise error
-
-
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+    sys.stderr.write("comfyfleet: interrupted\n")
+    sys.exit(EXIT_INTERRUPTED)

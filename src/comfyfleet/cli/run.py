@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
+from contextlib import closing
 from pathlib import Path
 
 from comfyfleet.cli.show import Progress, closing_table, console, progress_view
@@ -27,10 +28,9 @@ def run_command(
         console.print(f"nothing to do: all {job.count} runs are in {out}")
         return
     devices = choose_devices(workers, find_devices()) or choose_devices("1", find_devices())
-    with console.status(f"starting {len(devices)} workers"):
-        fleet = Fleet(devices, host, private_output=True)
-        fleet.start()
-    with fleet:
+    with closing(Fleet(devices, host, private_output=True)) as fleet:
+        with console.status(f"starting {len(devices)} workers"):
+            fleet.start()
         run_job(fleet, job, folder, done)
 
 

@@ -13,11 +13,10 @@ import uuid
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from comfyfleet.config import pack_dir
 from comfyfleet.errors import FleetError, Problem, RunCancelled, RunError, RunFailed
-from comfyfleet.fleet.actors import Actors
 from comfyfleet.fleet.registry import write_record
 from comfyfleet.fleet.run import Delivery, Observer, Run, RunEvent
 from comfyfleet.fleet.session import Session
@@ -49,6 +48,9 @@ from comfyfleet.work import (
     WorkerLost,
 )
 from comfyfleet.work import RunCancelled as RunCancelledEvent
+
+if TYPE_CHECKING:
+    from comfyfleet.fleet.actors import Actors
 
 T = TypeVar("T")
 
@@ -147,11 +149,24 @@ class Fleet:
                 self._fail_all(FleetError(f"the fleet stopped: {type(error).__name__}: {error}"))
             else:
                 self._ready.set_exception(error)
+        finally:
+            self._drain()
+
+    def _drain(self) -> None:
+        """End what still waits on the loop, so that nothing is destroyed while pending."""
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self._loop.close()
 
     async def _serve(self) -> None:
         session = self._session
         assert session is not None
         session.start()
+        # Only now: it imports Ray, which reads the session's settings at import.
+        from comfyfleet.fleet.actors import Actors
+
         try:
             self._actors = Actors(self._specs(session))
             stopped = asyncio.ensure_future(self._stop.wait())

@@ -7,12 +7,15 @@ when the owner ends, also when the owner is killed.
 
 from __future__ import annotations
 
+import importlib
+import logging
 import os
 import secrets
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from comfyfleet.errors import FleetError
@@ -32,6 +35,11 @@ _RAY_ENVIRONMENT = {
     # ComfyUI offloads models into memory until it is nearly full, which is no reason to kill it.
     "RAY_memory_monitor_refresh_ms": "0",
 }
+
+
+#: One for the life of this process, as Ray's library keeps the first that it sees.
+_token = secrets.token_hex(32)
+_ray_is_ours = False
 
 
 class Session:
@@ -58,18 +66,15 @@ class Session:
         return folder
 
     def start(self) -> None:
-        """Start Ray. Raises FleetError if this process has a Ray already or it does not start."""
-        os.environ.update(_RAY_ENVIRONMENT, RAY_AUTH_TOKEN_PATH=str(self._write_token()))
-        import ray
-
-        if ray.is_initialized():
-            raise FleetError(
-                "Ray is already running in this process, started by another pack. ComfyFleet "
-                "needs its own: disable that pack, or start its Ray in another process."
-            )
+        """Start Ray. Raises FleetError if another pack uses Ray here, or if it does not start."""
+        ray = _import_ray(self._write_token())
         os.environ[guard.SESSION_MARK] = str(self.folder)
+        # Ray notes that it sets no signal handler outside the main thread, which is as it should.
+        logging.getLogger("ray").setLevel(logging.ERROR)
         try:
             ray.init(**self._options())
+        except Exception as error:
+            raise FleetError(f"Ray did not start: {type(error).__name__}: {error}") from error
         finally:
             # What this process starts later for itself is no part of the fleet.
             del os.environ[guard.SESSION_MARK]
@@ -92,7 +97,7 @@ class Session:
     def _write_token(self) -> Path:
         path = self.folder / "token"
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
+            file.write(_token)
         return path
 
     def _options(self) -> dict[str, Any]:
@@ -106,3 +111,18 @@ class Session:
             "configure_logging": False,
             "_temp_dir": str(self.folder),
         }
+
+
+def _import_ray(token: Path) -> ModuleType:
+    """Ray with our settings. Its library reads them once, at import, for the whole process."""
+    global _ray_is_ours
+    foreign = "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token"
+    if foreign and not _ray_is_ours:
+        raise FleetError(
+            "another pack has loaded Ray into this process without token authentication, and "
+            "ComfyFleet never starts Ray without it. Disable that pack, or start ComfyUI with "
+            "RAY_AUTH_MODE=token and a RAY_AUTH_TOKEN of your own."
+        )
+    os.environ.update(_RAY_ENVIRONMENT, RAY_AUTH_TOKEN_PATH=str(token))
+    _ray_is_ours = True
+    return importlib.import_module("ray")

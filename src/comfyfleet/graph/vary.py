@@ -111,7 +111,8 @@ def repeat(prompt: Prompt, index: int, base: int | None = None) -> dict[str, Nod
     Varying nodes see the number as their share. Without a seed node, each literal seed is raised
     by it as well. ``base`` replaces the seeds of run 0.
     """
-    varied = vary(vary_seeds(prompt, 0, base), index)
+    based = prompt if base is None else vary_seeds(prompt, 0, base)
+    varied = vary(based, index)
     return varied if _of_class(prompt, SEED_CLASSES) else vary_seeds(varied, index)
 
 
@@ -180,7 +181,7 @@ def _offset_seed(node: Node, name: str, offset: int) -> Node:
         inputs = {"seed": seed, "offset": offset}
         return {**node, "class_type": SEED_OFFSET_CLASS, "inputs": inputs}
     try:
-        return with_input(node, name, (int(seed) + offset) )
+        return with_input(node, name, (int(seed) + offset) % NUM_SEEDS)
     except (TypeError, ValueError, OverflowError):
         message = f"input {name!r} is {json.dumps(seed)}; write a whole number, or link one"
         raise InputError(message) from None

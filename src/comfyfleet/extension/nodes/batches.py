@@ -37,7 +37,7 @@ class FleetBatchDivider(io.ComfyNode):
             description="Divides a batch of images, such as the frames of several videos from a "
             "Fleet Collector, into equal consecutive parts; the first ones take the remainder.",
             inputs=[io.Image.Input("images"), _parts_input("batch")],
-            outputs=[io.Image.Output(f"batch_{i + 1}") for i in range(MAX_PARTS)],
+            outputs=[io.Image.Output(f"batch_{i + 1}", f"batch_{i + 1}") for i in range(MAX_PARTS)],
         )
 
     @classmethod
@@ -57,7 +57,7 @@ class FleetAudioBatchDivider(io.ComfyNode):
             description="Divides a sound, such as the joined ones from a Fleet Collector, into "
             "parts of equal length in time; the first ones take the remaining samples.",
             inputs=[io.Audio.Input("audio"), _parts_input("sound")],
-            outputs=[io.Audio.Output(f"audio_{i + 1}") for i in range(MAX_PARTS)],
+            outputs=[io.Audio.Output(f"audio_{i + 1}", f"audio_{i + 1}") for i in range(MAX_PARTS)],
         )
 
     @classmethod

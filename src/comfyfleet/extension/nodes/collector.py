@@ -35,10 +35,10 @@ def collected_inputs() -> list[Any]:
 
 def collected_outputs() -> list[Any]:
     return [
-        io.Image.Output("images", tooltip="All shares' images as one batch, in share order."),
-        io.Audio.Output("audio", tooltip="All shares' sounds, one after another in time."),
-        io.Image.Output("images_list", is_output_list=True, tooltip="Images share by share."),
-        io.AnyType.Output("values", is_output_list=True, tooltip="Values share by share."),
+        io.Image.Output("all_images", "images", tooltip="All shares' images as one batch, in share order."),
+        io.Audio.Output("all_audio", "audio", tooltip="All shares' sounds, one after another in time."),
+        io.Image.Output("images_list", "images_list", is_output_list=True, tooltip="Images share by share."),
+        io.AnyType.Output("values", "values", is_output_list=True, tooltip="Values share by share."),
     ]
 
 

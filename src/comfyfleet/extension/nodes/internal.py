@@ -53,7 +53,7 @@ class FleetSeedOffset(io.ComfyNode):
                 io.Int.Input("seed", min=0, max=2**64 - 1),
                 io.Int.Input("offset", min=0, max=2**64 - 1),
             ],
-            outputs=[io.Int.Output("seed")],
+            outputs=[io.Int.Output("share_seed", "seed")],
         )
 
     @classmethod

@@ -90,7 +90,7 @@ class DistributedValue(io.ComfyNode):
                 io.String.Input("default_value", default=""),
                 io.String.Input("worker_values", default="{}"),
             ],
-            outputs=[io.AnyType.Output("value")],
+            outputs=[io.AnyType.Output("value", "value")],
         )
         return _renamed(schema, "DistributedValue", "Distributed Value")
 
@@ -119,7 +119,7 @@ class DistributedCollector(io.ComfyNode):
                 ),
                 io.Audio.Input("audio", optional=True, lazy=True),
             ],
-            outputs=[io.Image.Output("images"), io.Audio.Output("audio")],
+            outputs=[io.Image.Output("all_images", "images"), io.Audio.Output("all_audio", "audio")],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
         return _renamed(schema, "DistributedCollector", "Distributed Collector")

@@ -41,7 +41,7 @@ class FleetSeed(io.ComfyNode):
                     tooltip="The seed of share 0. Raise it by the number of shares for new ones.",
                 )
             ],
-            outputs=[io.Int.Output("seed")],
+            outputs=[io.Int.Output("share_seed", "seed")],
         )
 
     @classmethod
@@ -66,7 +66,7 @@ class FleetValue(io.ComfyNode):
                     "type", options=list(_CONVERT), tooltip="What each line is converted to."
                 ),
             ],
-            outputs=[io.AnyType.Output("value")],
+            outputs=[io.AnyType.Output("value", "value")],
         )
 
     @classmethod
@@ -98,7 +98,7 @@ class FleetModelName(io.ComfyNode):
             "it to the loader's file name. The loader itself then says if it is missing.",
             is_output_node=True,
             inputs=[io.String.Input("text", tooltip="The name as the loader's list shows it.")],
-            outputs=[io.AnyType.Output("output")],
+            outputs=[io.AnyType.Output("output", "output")],
         )
 
     @classmethod

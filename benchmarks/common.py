@@ -1,0 +1,39 @@
+"""What the benchmarks share: a host with the benchmark's pack, and units of one prompt."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from comfyfleet.config import find_comfyui
+from comfyfleet.fleet import Fleet, Host, new_run_id
+from comfyfleet.planner import cpu_device
+from comfyfleet.work import Unit
+
+_HERE = Path(__file__).resolve().parent
+
+
+@contextmanager
+def cpu_fleet(workers: int) -> Iterator[Fleet]:
+    """A running fleet of CPU workers that know the benchmark's nodes."""
+    with tempfile.TemporaryDirectory() as folder:
+        # ComfyUI loads every folder in a custom_nodes path as a pack: ours holds just this one.
+        (Path(folder) / "packs").mkdir()
+        (Path(folder) / "packs" / "comfyfleet-bench").symlink_to(_HERE / "pack")
+        paths = Path(folder) / "paths.yaml"
+        paths.write_text(f"bench:\n  custom_nodes: {folder}/packs\n", encoding="utf-8")
+        flags = ("--extra-model-paths-config", str(paths))
+        host = Host(comfyui=find_comfyui(), flags=flags, cwd=Path.cwd())
+        with Fleet([cpu_device()] * workers, host, private_output=True) as fleet:
+            yield fleet
+
+
+def units_of(prompts: list[Mapping[str, Any]]) -> list[Unit]:
+    """One unit per prompt, in one run."""
+    run_id = new_run_id()
+    return [
+        Unit(run_id=run_id, index=index, prompt=prompt) for index, prompt in enumerate(prompts)
+    ]

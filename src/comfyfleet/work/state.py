@@ -1,0 +1,131 @@
+"""What dispatch remembers: workers, runs, their jobs and the attempts at them.
+
+A *job* is a unit and its fate; an *attempt* is one start of it on one worker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from comfyfleet.work.pool import Pool
+from comfyfleet.work.units import Failure, Unit
+
+WorkerState = Literal["idle", "busy", "stuck"]
+
+
+@dataclass(slots=True)
+class Estimate:
+    """A smoothed measurement.
+
+    Cold samples (the model had to be loaded) count only until there is a warm one.
+    """
+
+    value: float | None = None
+    warm: bool = False
+
+    def update(self, sample: float, *, warm: bool, smoothing: float) -> None:
+        if self.value is None or (warm and not self.warm):
+            self.value, self.warm = sample, warm
+        elif warm == self.warm:
+            self.value += smoothing * (sample - self.value)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Worker:
+    id: str
+    #: Order of joining: the last tie-break.
+    seq: int
+    only_run: str | None
+    #: The model_key that it ran last; None before its first unit.
+    model_key: str | None = None
+    attempt: Attempt | None = None
+    #: It did not answer for far too long; no units until it does.
+    stuck: bool = False
+    #: model_key -> seconds per cost.
+    paces: dict[str, Estimate] = field(default_factory=dict)
+    #: Its time for any unit, relative to the fleet's yardstick (see `speed`).
+    slowness: Estimate = field(default_factory=Estimate)
+
+    @property
+    def state(self) -> WorkerState:
+        if self.stuck:
+            return "stuck"
+        return "idle" if self.attempt is None else "busy"
+
+    def serves(self, run_id: str) -> bool:
+        return not self.stuck and (self.only_run is None or self.only_run == run_id)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Run:
+    id: str
+    #: Order of submission.
+    seq: int
+    #: Unit id -> job, all and only those not yet delivered.
+    jobs: dict[str, Job] = field(default_factory=dict)
+    #: Those of them that a worker may take.
+    pool: Pool = field(default_factory=Pool)
+    #: Worker id -> attempt at a unit of this run.
+    running: dict[str, Attempt] = field(default_factory=dict)
+    #: "worker (reason)" of each worker that was lost while the run lived.
+    lost: list[str] = field(default_factory=list)
+    #: Is it in the line of runs that have something pending?
+    queued: bool = False
+    ended: bool = False
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Job:
+    unit: Unit
+    #: ``unit.id``, which is put together anew each time.
+    id: str
+    run: Run
+    #: Worker id -> attempt that may still bring the result.
+    attempts: dict[str, Attempt] = field(default_factory=dict)
+    #: Worker id -> why it failed there.
+    failures: dict[str, Failure] = field(default_factory=dict)
+    #: "worker (reason)" of each attempt that vanished.
+    losses: list[str] = field(default_factory=list)
+    #: (time, what, worker id)
+    story: list[tuple[float, str, str]] = field(default_factory=list)
+    done: bool = False
+
+    def was_on(self, worker_id: str) -> bool:
+        return any(who == worker_id for _, _, who in self.story)
+
+    def tell(self) -> str:
+        if not self.story:
+            return "it was never started"
+        return "; ".join(f"at {time:.3f} {what} {who}" for time, what, who in self.story)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Attempt:
+    job: Job
+    worker: Worker
+    start: float
+    #: Seconds from start to end as estimated; None when nothing is known.
+    expected: float | None
+    #: Did the worker hold the model at the start?
+    warm: bool
+    #: Seconds of patience per second expected.
+    patience: float
+    fraction: float = 0.0
+    overdue: bool = False
+    interrupted: bool = False
+    over: bool = False
+    #: When to look after it, and the time of its entry in the heap of alarms.
+    alarm: float | None = None
+    alarm_entry: float | None = None
+
+    @property
+    def wanted(self) -> bool:
+        return not (self.job.done or self.job.run.ended)
+
+    def remaining(self, now: float) -> float | None:
+        """Seconds until the worker is likely to be free; None when nothing is known.
+
+        One that is late by x is taken to need x more, so nobody waits for it for ever.
+        """
+        return None if self.expected is None else abs(self.start + self.expected - now)
