@@ -1,7 +1,7 @@
 """How much faster two workers are than one: 16 units of the measuring model, in one run.
 
-Every worker has one thread. The two-worker and the one-worker round alternate within one process
-on one fleet, so that both see the same machine; the second worker idles in the one-worker rounds.
+Every worker has one thread. Rounds on a fleet of two and on a fleet of one alternate in one process,
+so that both see the same machine; a round begins when the workers hold the model and are warm.
 """
 
 from __future__ import annotations
@@ -19,21 +19,19 @@ ROUNDS = 2
 
 
 def run() -> dict[str, Any]:
-    """Alternate rounds on two workers and on one; ``ratio`` is of their median times."""
+    """Alternate fleets of two workers and of one; ``ratio`` is of their median times."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    with cpu_fleet(1) as one, cpu_fleet(2) as two:
-        for fleet in (one, two):
-            _round(fleet, len(fleet.workers))  # loads and warms
-        alone = []
-        together = []
-        for _ in range(ROUNDS):
-            together.append(_round(two, UNITS))
-            alone.append(_round(one, UNITS))
-    ratio = statistics.median(alone) / statistics.median(together)
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(ROUNDS):
+        for workers in (2, 1):
+            with cpu_fleet(workers) as fleet:
+                _round(fleet, 2 * workers)  # loads the model and warms each worker
+                seconds[workers].append(_round(fleet, UNITS))
+    ratio = statistics.median(seconds[1]) / statistics.median(seconds[2])
     return {
         "units": UNITS,
-        "seconds_1_worker": [round(seconds, 2) for seconds in alone],
-        "seconds_2_workers": [round(seconds, 2) for seconds in together],
+        "seconds_1_worker": [round(value, 2) for value in seconds[1]],
+        "seconds_2_workers": [round(value, 2) for value in seconds[2]],
         "ratio": round(ratio, 3),
     }
 

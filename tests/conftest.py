@@ -1,13 +1,11 @@
-"""Shared by all tests: where ComfyUI is, one fleet per session, and nothing left at the end."""
+"""Shared by all tests: where things are, and nothing left behind at the end."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,29 +23,15 @@ def comfyui() -> Path:
     return find_comfyui()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def nothing_left() -> Iterator[None]:
-    """After the last test no process of a fleet and no folder of one may remain."""
-    from comfyfleet.fleet import guard
+    """After the last test no process and no folder of a fleet may remain."""
     from comfyfleet.fleet.registry import PREFIX, sessions_root
+    from tests.support import marked_processes
 
-    before = set(sessions_root().glob(f"{PREFIX}*"))
+    before = {str(path) for path in sessions_root().glob(f"{PREFIX}*")}
     yield
-    left = [
-        process
-        for process in psutil.process_iter()
-        if _mark(process, guard.SESSION_MARK) not in (None, *map(str, before))
-    ]
-    assert not left, f"processes left behind: {left}"
-    assert set(sessions_root().glob(f"{PREFIX}*")) <= before, "session folders left behind"
-
-
-def _mark(process: psutil.Process, name: str) -> str | None:
-    try:
-        return process.environ().get(name)
-    except (psutil.Error, OSError):
-        return None
-
-
-def pytest_report_header() -> str:
-    return f"python {sys.version.split()[0]}, {os.cpu_count()} cores"
+    processes = [process for process, session in marked_processes() if session not in before]
+    assert not processes, f"processes left behind: {processes}"
+    folders = {str(path) for path in sessions_root().glob(f"{PREFIX}*")} - before
+    assert not folders, f"session folders left behind: {folders}"

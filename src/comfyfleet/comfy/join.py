@@ -6,9 +6,11 @@ list output. Nothing here imports ComfyUI.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from comfyfleet.errors import RunError
@@ -20,7 +22,9 @@ def join_images(shares: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
     Raises RunError naming the shares if sizes, channels or dtypes differ.
     """
     _same(shares, "images", _image_form)
-    return torch.cat([image for share in shares for image in share])
+    images = [image for share in shares for image in share]
+    batch = sum(image.shape[0] for image in images)
+    return torch.cat(images, out=_memory((batch, *images[0].shape[1:]), images[0].dtype))
 
 
 def list_images(
@@ -53,6 +57,15 @@ def join_audio(shares: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
     sounds = [sound for share in shares for sound in share]
     waveform = torch.cat([sound["waveform"] for sound in sounds], dim=-1)
     return {**sounds[0], "waveform": waveform}
+
+
+def _memory(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """An uninitialised CPU tensor. numpy asks the kernel for huge pages and torch does not.
+
+    The first write to 200 MB in small pages took four times as long as the copy itself.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.empty(size, dtype=np.uint8)).view(dtype).reshape(*shape)
 
 
 def _same(shares: Sequence[Sequence[Any]], name: str, form_of: Any) -> None:

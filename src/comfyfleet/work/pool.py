@@ -51,7 +51,7 @@ class Pool:
         return job.unit.index in self._jobs
 
     def models(self) -> list[str]:
-        """Every model_key that pending jobs may have; some may be used up."""
+        """Each model_key that a pending job may have; some may be used up."""
         return [model for model in self._heaps if model is not None]
 
     def put(self, job: Job, rank: Rank, barred: frozenset[str] = frozenset()) -> None:

@@ -59,7 +59,9 @@ class Ladder:
     ) -> int:
         """How many average units ``other`` ends within the limit, after what it has in hand."""
         attempt = other.attempt
-        if attempt is None or not other.serves(job.run.id) or other.id in job.failures:
+        if attempt is None or attempt.job is job or other.id in job.failures:
+            return 0
+        if not other.serves(job.run.id):
             return 0
         in_hand, each = attempt.remaining(now), self._speed.find(other, job.unit)
         if in_hand is None or not each or not scale:

@@ -104,7 +104,9 @@ class FleetCollectNext(io.ComfyNode):
                 io.String.Input("collector"),
                 io.Int.Input("share"),
             ],
-            outputs=collected_outputs(),
+            # One entry each, lists too: ComfyUI strings the entries of an expansion's outputs
+            # together, and more than one would push the following outputs out of place.
+            outputs=[io.AnyType.Output(f"all_{name}", name) for name in OUTPUTS],
         )
 
     @classmethod

@@ -1,0 +1,452 @@
+"""Which worker gets which unit: a state machine without threads, sockets or a clock.
+
+Events go in with the time at which they happened, instructions come out. An idle worker takes
+one unit from the first run that has one for it. See docs/architecture.md for the rules.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from comfyfleet.work import messages
+from comfyfleet.work.alarms import Alarms
+from comfyfleet.work.events import (
+    CancelRun,
+    Deliver,
+    Discard,
+    Event,
+    FailRun,
+    FinishRun,
+    Instruction,
+    Interrupt,
+    RunCancelled,
+    RunSubmitted,
+    Start,
+    Tick,
+    UnitDone,
+    UnitFailed,
+    UnitProgress,
+    WorkerJoined,
+    WorkerLost,
+)
+from comfyfleet.work.invariants import check_invariants
+from comfyfleet.work.policy import Policy
+from comfyfleet.work.pool import Rank
+from comfyfleet.work.roster import Bench, Roster
+from comfyfleet.work.speed import Speed
+from comfyfleet.work.state import Attempt, Job, Run, Worker, WorkerState
+from comfyfleet.work.tail import Ladder
+from comfyfleet.work.units import Failure, Unit
+
+#: A worker for one run may join just after its run ended; it is turned away.
+_ENDED_KEPT = 1000
+
+
+class InvalidEventError(RuntimeError):
+    """An event that cannot be, with the story of the unit: a fault of the engine."""
+
+
+class Dispatch:
+    """Events in, instructions out: ``handle`` is the only way to change anything.
+
+    ``validate`` re-checks everything after each event; it is for tests, being slow.
+    """
+
+    def __init__(self, policy: Policy | None = None, *, validate: bool = False) -> None:
+        self._policy = policy or Policy()
+        self._validate = validate
+        self._now = -math.inf
+        self._out: list[Instruction] = []
+        self._roster = Roster()
+        self._bench = Bench()
+        self._speed = Speed(self._policy.smoothing)
+        self._ladder = Ladder(self._speed)
+        self._alarms = Alarms()
+        self._runs: dict[str, Run] = {}
+        self._ended: deque[str] = deque(maxlen=_ENDED_KEPT)
+        self._order = itertools.count()
+        #: Runs in order of submission: all with something pending, and some that just had.
+        self._queue: list[Run] = []
+        #: Unit id -> job, of all runs.
+        self._jobs: dict[str, Job] = {}
+        #: When to ask again the workers that wait by the tail rule.
+        self._recheck_at: float | None = None
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            WorkerJoined: self._on_worker_joined,
+            WorkerLost: self._on_worker_lost,
+            RunSubmitted: self._on_run_submitted,
+            RunCancelled: self._on_run_cancelled,
+            UnitDone: self._on_unit_done,
+            UnitFailed: self._on_unit_failed,
+            UnitProgress: self._on_unit_progress,
+            Tick: self._on_tick,
+        }
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        """Take in what happened at ``now`` (seconds of any steady clock); say what to do."""
+        handler = self._handlers.get(type(event))
+        if handler is None:
+            raise TypeError(f"unknown event {event!r}")
+        self._now = max(self._now, now)  # threads stamp events before they queue for us
+        self._out = []
+        handler(event)
+        for attempt in self._alarms.due(self._now):
+            self._on_alarm(attempt)
+        self._match()
+        if self._validate:
+            check_invariants(
+                self._roster, self._bench, self._runs, self._queue, self._jobs, self._recheck_at
+            )
+        return self._out
+
+    def next_deadline(self) -> float | None:
+        """When a `Tick` is due, if nothing else happens before."""
+        times = [at for at in (self._alarms.next(), self._recheck_at) if at is not None]
+        return min(times, default=None)
+
+    # Questions; they change nothing.
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        return tuple(self._roster.workers)
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Runs that have not ended, in order of submission."""
+        return tuple(self._runs)
+
+    @property
+    def num_pending(self) -> int:
+        """Units that wait for a worker."""
+        return sum(len(run.pool) for run in self._runs.values())
+
+    def state_of(self, worker_id: str) -> WorkerState:
+        return self._roster.workers[worker_id].state
+
+    def find_unit_on(self, worker_id: str) -> Unit | None:
+        """What the worker has in hand, wanted or not."""
+        attempt = self._roster.workers[worker_id].attempt
+        return None if attempt is None else attempt.job.unit
+
+    # Workers.
+
+    def _on_worker_joined(self, event: WorkerJoined) -> None:
+        if event.worker_id in self._roster.workers:
+            raise InvalidEventError(f"worker {event.worker_id} joined twice without being lost")
+        if event.only_run not in self._ended:
+            self._bench.add(self._roster.add(event.worker_id, event.only_run))
+
+    def _on_worker_lost(self, event: WorkerLost) -> None:
+        worker = self._roster.workers.get(event.worker_id)
+        if worker is None:
+            return
+        self._remove(worker)
+        text = f"{worker.id} ({event.reason})"
+        for run in self._runs.values():
+            if worker.only_run in (None, run.id):
+                run.lost.append(text)
+        attempt = self._take_from(worker)
+        # One that was given up has been counted as lost before.
+        if attempt is not None and attempt.wanted and not attempt.interrupted:
+            attempt.job.losses.append(text)
+            self._note(attempt.job, "was lost with", worker)
+            self._retry(attempt.job)
+        self._fail_hopeless_runs()
+
+    def _remove(self, worker: Worker) -> None:
+        self._roster.remove(worker)
+        self._bench.discard(worker)
+        self._ladder.discard(worker)
+
+    def _take_from(self, worker: Worker) -> Attempt | None:
+        """End the worker's attempt."""
+        attempt, worker.attempt = worker.attempt, None
+        if attempt is not None:
+            attempt.over = True
+            attempt.job.attempts.pop(worker.id, None)
+            attempt.job.run.running.pop(worker.id, None)
+        return attempt
+
+    def _set_stuck(self, worker: Worker) -> None:
+        self._roster.set_stuck(worker, True)
+        self._fail_hopeless_runs()
+
+    # Runs.
+
+    def _on_run_submitted(self, event: RunSubmitted) -> None:
+        _check_units(event)
+        if event.run_id in self._runs or event.run_id in self._ended:
+            raise ValueError(f"run {event.run_id} was submitted before; each needs a new id")
+        run = Run(id=event.run_id, seq=next(self._order))
+        self._runs[run.id] = run
+        for unit in event.units:
+            job = Job(unit=unit, id=unit.id, run=run)
+            run.jobs[job.id] = self._jobs[job.id] = job
+            run.pool.put(job, Rank.FRESH)
+        self._enqueue(run)
+        if not event.units:
+            self._end(run, FinishRun(run_id=run.id))
+        elif not self._roster.num_able(run.id):
+            self._fail_for_nobody(run)
+
+    def _on_run_cancelled(self, event: RunCancelled) -> None:
+        run = self._runs.get(event.run_id)
+        if run is not None:
+            self._end(run, CancelRun(run_id=run.id, reason=event.reason))
+
+    def _end(self, run: Run, instruction: FinishRun | FailRun | CancelRun) -> None:
+        """Stop what still runs of it, forget it, and say so."""
+        run.ended = True
+        run.pool.clear()
+        del self._runs[run.id]
+        self._ended.append(run.id)
+        for job_id in run.jobs:
+            del self._jobs[job_id]
+        for attempt in run.running.values():
+            self._interrupt(attempt)
+        for worker in self._roster.only_for(run.id):
+            self._remove(worker)
+        self._out.append(instruction)
+
+    def _fail(self, run: Run, message: str) -> None:
+        self._end(run, FailRun(run_id=run.id, message=message))
+
+    def _fail_for_nobody(self, run: Run) -> None:
+        self._fail(run, messages.nobody_serves(run, self._roster.stuck_ids()))
+
+    def _fail_hopeless_runs(self) -> None:
+        """Fail the runs with a unit that nobody may take any more."""
+        for run in [run for run in self._queue if not run.ended]:
+            job = run.pool.find_stranded(lambda barred, run=run: self._num_able(run, barred))
+            if job is not None:
+                self._fail_stranded(job)
+
+    def _fail_stranded(self, job: Job) -> None:
+        nobody = messages.nobody_serves(job.run, self._roster.stuck_ids())
+        if job.failures:
+            self._fail(job.run, messages.unit_failed(job, "no other worker may try it"))
+        else:
+            self._fail(job.run, nobody)
+
+    # Attempts.
+
+    def _on_unit_done(self, event: UnitDone) -> None:
+        attempt = self._find_attempt(event.worker_id, event.unit_id)
+        if attempt is None:
+            self._out.append(Discard(unit_id=event.unit_id, worker_id=event.worker_id))
+            return
+        worker, seconds = attempt.worker, self._now - attempt.start
+        self._speed.record(worker, attempt.job.unit, seconds, warm=attempt.warm)
+        self._ladder.set(worker)
+        self._free(worker)
+        if attempt.wanted:
+            self._deliver(attempt.job, worker, seconds)
+        else:
+            self._out.append(Discard(unit_id=event.unit_id, worker_id=event.worker_id))
+
+    def _on_unit_failed(self, event: UnitFailed) -> None:
+        attempt = self._find_attempt(event.worker_id, event.unit_id)
+        if attempt is None:
+            return
+        self._free(attempt.worker)
+        if attempt.wanted and not attempt.interrupted:
+            attempt.job.failures[event.worker_id] = event.failure
+            self._note(attempt.job, "failed on", attempt.worker)
+            self._retry(attempt.job)
+
+    def _on_unit_progress(self, event: UnitProgress) -> None:
+        attempt = self._find_attempt(event.worker_id, event.unit_id)
+        # Written so that NaN ends here too.
+        if attempt is None or attempt.interrupted or not event.fraction > attempt.fraction:
+            return
+        attempt.fraction = min(event.fraction, 1.0)
+        elapsed = self._now - attempt.start
+        attempt.expected = elapsed / attempt.fraction
+        left = attempt.patience * (attempt.expected - elapsed)
+        at = self._now + max(self._policy.min_deadline_s, left)
+        if not attempt.overdue:
+            self._alarms.set(attempt, max(at, attempt.alarm or at))
+        else:
+            attempt.overdue = False
+            self._alarms.set(attempt, at)
+            self._offer(attempt.job)
+
+    def _on_tick(self, event: Tick) -> None:
+        """Alarms and waiting workers are looked after on every event."""
+
+    def _find_attempt(self, worker_id: str, unit_id: str) -> Attempt | None:
+        """The attempt that an event is about; None for a late word on something long over."""
+        worker = self._roster.workers.get(worker_id)
+        if worker is not None and worker.attempt is not None and worker.attempt.job.id == unit_id:
+            return worker.attempt
+        job = self._jobs.get(unit_id)
+        if job is not None and not job.was_on(worker_id):
+            raise InvalidEventError(
+                f"worker {worker_id} reported unit {unit_id}, which it was never given: {job.tell()}"
+            )
+        return None
+
+    def _free(self, worker: Worker) -> None:
+        self._take_from(worker)
+        self._roster.set_stuck(worker, False)
+        self._bench.add(worker)
+
+    def _deliver(self, job: Job, worker: Worker, seconds: float) -> None:
+        job.done = True
+        job.run.pool.discard(job)
+        del self._jobs[job.id], job.run.jobs[job.id]
+        self._out.append(Deliver(unit=job.unit, worker_id=worker.id, seconds=seconds))
+        for attempt in job.attempts.values():
+            self._interrupt(attempt)
+        if not job.run.jobs:
+            self._end(job.run, FinishRun(run_id=job.run.id))
+
+    def _retry(self, job: Job) -> None:
+        """After an attempt that brought nothing: let another worker try, or give up."""
+        if len(job.failures) >= self._policy.max_failures:
+            self._fail(job.run, messages.unit_failed(job))
+        elif len(job.losses) >= self._policy.max_losses:
+            self._fail(job.run, messages.unit_kills_workers(job))
+        elif job.attempts or self._num_able(job.run, job.failures):
+            self._offer(job)
+        else:
+            self._fail_stranded(job)
+
+    def _offer(self, job: Job) -> None:
+        """Make the job pending if it should be: it runs nowhere, or once and is overdue there."""
+        attempts = job.attempts
+        if not attempts or (len(attempts) == 1 and all(a.overdue for a in attempts.values())):
+            rank = Rank.BACKUP if attempts else Rank.RETURNED
+            job.run.pool.put(job, rank, barred=frozenset((*job.failures, *attempts)))
+            self._enqueue(job.run)
+        else:
+            job.run.pool.discard(job)
+
+    def _on_alarm(self, attempt: Attempt) -> None:
+        if attempt.interrupted:
+            self._set_stuck(attempt.worker)
+        elif attempt.overdue:
+            self._give_up(attempt)
+        else:
+            attempt.overdue = True
+            self._note(attempt.job, "is overdue on", attempt.worker)
+            allowed_s = self._now - attempt.start
+            self._alarms.set(attempt, attempt.start + self._policy.hard_factor * allowed_s)
+            self._offer(attempt.job)
+
+    def _give_up(self, attempt: Attempt) -> None:
+        """Expect nothing more of an attempt that is hopelessly overdue, nor of its worker."""
+        job, worker = attempt.job, attempt.worker
+        why = f"no answer for {self._now - attempt.start:.0f} s"
+        self._note(job, "was given up on", worker)
+        del job.attempts[worker.id]
+        self._roster.set_stuck(worker, True)
+        self._interrupt(attempt)
+        if job.attempts or self._num_able(job.run, job.failures):
+            job.losses.append(f"{worker.id} ({why})")
+        else:
+            job.failures[worker.id] = Failure(message=why)
+        self._retry(job)
+        self._fail_hopeless_runs()
+
+    def _interrupt(self, attempt: Attempt) -> None:
+        if not attempt.interrupted:
+            attempt.interrupted = True
+            self._alarms.set(attempt, self._now + self._policy.interrupt_patience_s)
+            self._out.append(Interrupt(worker_id=attempt.worker.id, unit_id=attempt.job.id))
+
+    # Who takes what.
+
+    def _enqueue(self, run: Run) -> None:
+        if not run.queued:
+            run.queued = True
+            bisect.insort(self._queue, run, key=lambda queued: queued.seq)
+
+    def _match(self) -> None:
+        """Give pending units to idle workers, first run first."""
+        self._recheck_at = None
+        i = num_ahead = 0
+        while i < len(self._queue) and len(self._bench):
+            run = self._queue[i]
+            self._serve(run, num_ahead)
+            num_ahead += len(run.pool)
+            if run.pool:
+                i += 1
+            else:
+                del self._queue[i]
+                run.queued = False
+
+    def _serve(self, run: Run, num_ahead: int) -> None:
+        if not self._bench.line(run.id):
+            return
+        for model in run.pool.models():
+            if self._bench.line(run.id, model):
+                self._hand_out(run, model, num_ahead)
+        self._hand_out(run, None, num_ahead)
+
+    def _hand_out(self, run: Run, model: str | None, num_ahead: int) -> None:
+        """Let idle workers, fastest first, take units of the model that they hold, or of any."""
+        i = 0
+        while run.pool and i < len(line := self._bench.line(run.id, model)):
+            worker = line[i][2]
+            job = run.pool.find_first(worker.id, model)
+            if job is None:
+                i += 1
+            elif self._should_wait(worker, job, num_ahead):
+                # Then all slower ones wait as well; only those not yet measured never do.
+                i = max(i + 1, bisect.bisect_left(line, math.inf, key=lambda place: place[0]))
+            else:
+                self._start(worker, job)
+
+    def _should_wait(self, worker: Worker, job: Job, num_ahead: int) -> bool:
+        num_pending = num_ahead + len(job.run.pool)
+        seconds = self._ladder.find_wait(worker, job, num_pending, self._now)
+        if seconds is None:
+            return False
+        pause = max(self._policy.min_recheck_s, self._policy.recheck_fraction * seconds)
+        self._recheck_at = min(self._recheck_at or math.inf, self._now + pause)
+        return True
+
+    def _start(self, worker: Worker, job: Job) -> None:
+        self._bench.discard(worker)
+        job.run.pool.discard(job)
+        warm = worker.model_key == job.unit.model_key
+        sure = warm and self._speed.find_own(worker, job.unit) is not None
+        attempt = Attempt(
+            job=job,
+            worker=worker,
+            start=self._now,
+            expected=self._speed.find(worker, job.unit),
+            warm=warm,
+            patience=self._policy.deadline_factor if sure else self._policy.guess_factor,
+        )
+        worker.attempt, worker.model_key = attempt, job.unit.model_key
+        job.attempts[worker.id] = job.run.running[worker.id] = attempt
+        if attempt.expected is not None:
+            patience_s = max(self._policy.min_deadline_s, attempt.patience * attempt.expected)
+            self._alarms.set(attempt, self._now + patience_s)
+        self._note(job, "was started on", worker)
+        self._out.append(Start(worker_id=worker.id, unit=job.unit))
+
+    def _num_able(self, run: Run, barred: Sequence[str] | frozenset[str] | dict[str, Any]) -> int:
+        return self._roster.num_able(run.id, barred)
+
+    def _note(self, job: Job, what: str, worker: Worker) -> None:
+        job.story.append((self._now, what, worker.id))
+
+
+def _check_units(event: RunSubmitted) -> None:
+    seen = set()
+    for unit in event.units:
+        if unit.run_id != event.run_id:
+            raise ValueError(f"unit {unit.id} is not of run {event.run_id}; its run_id must be")
+        if unit.index in seen:
+            raise ValueError(f"index {unit.index} occurs twice in run {event.run_id}")
+        if not (math.isfinite(unit.cost) and unit.cost >= 0):
+            raise ValueError(f"unit {unit.id}: cost is {unit.cost}; it must be finite, 0 or more")
+        seen.add(unit.index)

@@ -1,0 +1,30 @@
+"""One real fleet, and one real master, for all tests of the session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from comfyfleet.fleet import Fleet, Host
+from comfyfleet.planner import cpu_device
+from tests.support import Master
+
+
+@pytest.fixture(scope="session")
+def fleet(comfyui: Path, nothing_left: None) -> Iterator[Fleet]:
+    """Two CPU workers of one thread each, in this very process's Ray."""
+    host = Host(comfyui=comfyui, cwd=Path.cwd())
+    with Fleet([cpu_device()] * 2, host, private_output=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def master(
+    comfyui: Path, tmp_path_factory: pytest.TempPathFactory, nothing_left: None
+) -> Iterator[Master]:
+    """A ComfyUI that computes itself and has two CPU workers."""
+    running = Master(comfyui, tmp_path_factory.mktemp("master"), workers="cpu,cpu")
+    yield running
+    running.close()

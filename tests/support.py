@@ -1,0 +1,160 @@
+"""Real processes for the tests: a ComfyUI with our pack, the command, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from comfyfleet.fleet import guard
+
+ROOT = Path(__file__).resolve().parent.parent
+COMFYFLEET = Path(sys.executable).with_name("comfyfleet")
+
+
+def wait_until(check: Callable[[], Any], what: str, timeout_s: float = 120.0) -> Any:
+    """Poll ``check`` until it gives something true; its value."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := check()):
+        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for {what}"
+        time.sleep(0.05)
+    return value
+
+
+def marked_processes() -> Iterator[tuple[psutil.Process, str]]:
+    """Processes that belong to some fleet's session, with the session's folder."""
+    for process in psutil.process_iter():
+        try:
+            session = process.environ().get(guard.SESSION_MARK)
+        except (psutil.Error, OSError):
+            continue
+        if session and process.status() != psutil.STATUS_ZOMBIE:
+            yield process, session
+
+
+def run_command(*args: str, timeout_s: float = 180.0) -> subprocess.CompletedProcess[str]:
+    """Run ``comfyfleet`` to its end."""
+    command = [str(COMFYFLEET), *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+def fleets(owner_pid: int) -> list[dict[str, Any]]:
+    """What ``comfyfleet status --json`` says of one owner's fleets."""
+    answer = run_command("status", "--json")
+    assert answer.returncode == 0, answer.stderr
+    records = json.loads(answer.stdout.splitlines()[-1])
+    return [record for record in records if record["owner_pid"] == owner_pid]
+
+
+def worker_pids(owner_pid: int) -> list[int]:
+    """Process ids of the workers of one owner, once its fleet is up."""
+    records = wait_until(lambda: fleets(owner_pid), "the fleet's record")
+    return [worker["pid"] for record in records for worker in record["workers"]]
+
+
+class Master:
+    """A real ComfyUI process with our pack among its custom nodes, in a folder of its own."""
+
+    def __init__(
+        self, comfyui: Path, base: Path, *, workers: str, packs: Mapping[str, Path] | None = None
+    ) -> None:
+        self.base = base
+        nodes = base / "custom_nodes"
+        nodes.mkdir(parents=True)
+        for name, path in {"comfyfleet": ROOT, **(packs or {})}.items():
+            (nodes / name).symlink_to(path)
+        self.log = base / "master.log"
+        self.port = free_port()
+        command = [sys.executable, "main.py", "--cpu", "--port", str(self.port)]
+        command += ["--base-directory", str(base), "--database-url", "sqlite:///:memory:"]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=comfyui,
+                env={**os.environ, "COMFYFLEET_WORKERS": workers},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        wait_until(self._answers, f"ComfyUI: {self.log}", timeout_s=180)
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()[-3000:]
+        try:
+            self.get("/queue")
+        except OSError:
+            return False
+        return True
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}") as answer:
+            return json.load(answer)
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def queue(self, prompt: Mapping[str, Any]) -> str:
+        """Queue a prompt as any client does; its id."""
+        try:
+            return str(self.post("/prompt", {"prompt": prompt})["prompt_id"])
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()) from None
+
+    def finish(self, prompt_id: str, timeout_s: float = 240.0) -> dict[str, Any]:
+        """The history entry of a prompt, once it has ended."""
+        entry = wait_until(
+            lambda: self.get(f"/history/{prompt_id}").get(prompt_id), "the prompt", timeout_s
+        )
+        return dict(entry)
+
+    def run(self, prompt: Mapping[str, Any]) -> dict[str, Any]:
+        """Queue a prompt and wait for its end; asserts that it succeeded."""
+        entry = self.finish(self.queue(prompt))
+        assert entry["status"]["status_str"] == "success", error_of(entry)
+        return entry
+
+    def files(self, entry: Mapping[str, Any], node_id: str) -> list[Path]:
+        """What an output node saved."""
+        folder = self.base / "output"
+        saved = entry["outputs"][node_id]
+        return [folder / each["subfolder"] / each["filename"] for each in saved["images"]]
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+def error_of(entry: Mapping[str, Any]) -> str:
+    """The error's text in a history entry."""
+    for kind, data in entry["status"]["messages"]:
+        if kind == "execution_error":
+            return str(data["exception_message"])
+    return json.dumps(entry["status"])
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
