@@ -288,7 +288,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--vae-steps", type=int, default=3500)
-    parser.add_argument("--steps", type=int, default=10000)
+    parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--pool", type=int, default=POOL, help="pictures to learn from")
     parser.add_argument("--save-every", type=int, default=500, metavar="STEPS")
     parser.add_argument("--out", type=Path, default=ROOT / "demo" / "weights.safetensors")

@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "demo"))
 
-import grammar  # noqa: E402  (found through the path above)
+import grammar
 
 SPEC = grammar.Spec("small", "red", "star", "top left", "white")
 PARTS = ("size", "colour", "shape", "place", "background")

@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import comfy.clip_model
 import comfy.latent_formats
@@ -186,7 +186,7 @@ class DemoClip(comfy.sd1_clip.SD1ClipModel):  # type: ignore[misc]
 class DemoConfig(comfy.supported_models.SD3):  # type: ignore[misc]
     """A small Stable Diffusion 3: 5 joint blocks, 128 wide, flow matching without shift."""
 
-    unet_config = {
+    unet_config: ClassVar[dict[str, Any]] = {
         "in_channels": 4,
         "patch_size": 2,
         "input_size": None,
@@ -200,12 +200,16 @@ class DemoConfig(comfy.supported_models.SD3):  # type: ignore[misc]
         "qk_norm": "rms",
         "pos_embed_scaling_factor": None,
     }
-    sampling_settings = {"shift": 1.0}
+    sampling_settings: ClassVar[dict[str, float]] = {"shift": 1.0}
     latent_format = DemoLatent
     memory_usage_factor = 0.1
-    vae_key_prefix = [VAE_PREFIX]
-    text_encoder_key_prefix = [CLIP_PREFIX]
-    supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]
+    vae_key_prefix: ClassVar[list[str]] = [VAE_PREFIX]
+    text_encoder_key_prefix: ClassVar[list[str]] = [CLIP_PREFIX]
+    supported_inference_dtypes: ClassVar[list[torch.dtype]] = [
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+    ]
 
     def clip_target(self, state_dict: Any = None) -> comfy.supported_models_base.ClipTarget:
         """The tokenizer and text model classes that comfy.sd.CLIP builds."""
