@@ -11,80 +11,76 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
-from comfyfleet.cli import run as run_cli
+from comfyfleet.cli.run import run_batch
 from comfyfleet.cli.show import console
 from comfyfleet.config import demo_dir, find_comfyui
 from comfyfleet.errors import ComfyFleetError
 from comfyfleet.fleet import Delivery, Fleet, Host
-from comfyfleet.fleet.job import Job, OutputFolder
-from comfyfleet.planner import choose_devices, find_devices
+from comfyfleet.fleet.batch import Batch, OutputFolder
+from comfyfleet.graph import parse_prompt, set_input
+from comfyfleet.planner import Device, find_devices
 
 PROMPTS = (
     "a large red star, center, on white",
-    "a small blue circle, top left, on yellow",
+    "a small blue circle, top left, on gray",
     "a large green triangle, bottom right, on black",
     "a small purple square, center, on white",
 )
-SEEDS_PER_PROMPT = 4
-#: The text of the positive prompt in demo/workflow.json, as NODE.INPUT.
-TEXT_INPUT = "2.text"
+PICTURES = 16
+#: Side of a picture and height of the line below it, in pixels.
+SIDE, LABEL = 128, 16
 OUT = Path("output/demo")
 
 
 def demo() -> None:
-    """Draw all pictures, one job for each prompt, on one fleet."""
+    """Draw all pictures as one batch, and a sheet of them."""
     shutil.rmtree(OUT, ignore_errors=True)
     host = Host(comfyui=find_comfyui(), cwd=Path.cwd())
+    batch = Batch.of(workflow(), count=PICTURES, seed=1, name="demo")
     console.print("starting 2 workers (about ten seconds)")
     begun = time.monotonic()
-    rows = []
-    with Fleet(choose_devices(_workers(), find_devices()), host, private_output=True) as fleet:
+    with Fleet(two_devices(), host, private_output=True) as fleet:
         console.print(f"ready after {time.monotonic() - begun:.1f} s")
-        begun = time.monotonic()
-        for number, prompt in enumerate(PROMPTS):
-            console.rule(prompt)
-            rows.append(_draw(fleet, number, prompt))
-    _grid(rows)
-    seconds = time.monotonic() - begun
-    console.print(f"16 pictures in {seconds:.1f} s; they and grid.png are in {OUT}/")
+        deliveries = run_batch(fleet, batch, OutputFolder(OUT, batch, resume=False), done=[])
+    draw_sheet(deliveries).save(OUT / "grid.png")
+    console.print(f"the pictures, and grid.png with all of them, are in {OUT}/")
 
 
-def _workers() -> str:
-    """Two workers: on two accelerators if there are, else two on the CPU."""
-    accelerators = [device.id for device in find_devices() if device.kind != "cpu"]
-    return ",".join(accelerators[:2]) if len(accelerators) >= 2 else "cpu,cpu"
+def workflow() -> dict[str, Any]:
+    """demo/workflow.json with a Fleet Value for its text: run i draws prompt i modulo 4."""
+    text = (demo_dir() / "workflow.json").read_text(encoding="utf-8")
+    prompt = parse_prompt(text, "demo/workflow.json")
+    values = {"values": "\n".join(PROMPTS), "type": "STRING"}
+    prompt["prompts"] = {"class_type": "FleetValue", "inputs": values}
+    return set_input(prompt, '2.text=["prompts", 0]')
 
 
-def _draw(fleet: Fleet, number: int, prompt: str) -> list[tuple[Path, Delivery]]:
-    job = Job.read(
-        demo_dir() / "workflow.json",
-        count=SEEDS_PER_PROMPT,
-        seed=100 * number,
-        assignments=[f"{TEXT_INPUT}={prompt}"],
-    )
-    folder = OutputFolder(OUT / f"{number}", job, resume=False)
-    deliveries = run_cli.run_job(fleet, job, folder, done=[])
-    paths = sorted(folder.folder.glob("*.png"))
-    by_index = sorted(deliveries, key=lambda each: each.unit.index)
-    return list(zip(paths, by_index, strict=True))
+def two_devices() -> list[Device]:
+    """Two accelerators if there are, else the CPU twice."""
+    devices = find_devices()
+    accelerators = [device for device in devices if device.kind != "cpu"]
+    return accelerators[:2] if len(accelerators) >= 2 else [devices[-1]] * 2
 
 
-def _grid(rows: list[list[tuple[Path, Delivery]]]) -> None:
+def draw_sheet(deliveries: list[Delivery]) -> Image.Image:
     """All pictures, a row for each prompt, with the worker that drew each below it."""
-    side, label = 128, 16
-    sheet = Image.new("RGB", (SEEDS_PER_PROMPT * side, len(rows) * (side + label)), "white")
+    columns = PICTURES // len(PROMPTS)
+    size = (columns * SIDE, len(PROMPTS) * (SIDE + LABEL))
+    sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
-    for y, row in enumerate(rows):
-        for x, (path, delivery) in enumerate(row):
-            place = (x * side, y * (side + label))
-            with Image.open(path) as picture:
-                sheet.paste(picture.convert("RGB"), place)
-            text = f"{delivery.worker_id} {delivery.seconds:.1f} s"
-            pen.text((place[0] + 4, place[1] + side + 2), text, fill="black")
-    sheet.save(OUT / "grid.png")
+    for delivery in deliveries:
+        column, row = divmod(delivery.unit.index, len(PROMPTS))
+        x, y = column * SIDE, row * (SIDE + LABEL)
+        (path,) = OUT.glob(f"{delivery.unit.index:04d}_*.png")
+        with Image.open(path) as picture:
+            sheet.paste(picture.convert("RGB"), (x, y))
+        text = f"{delivery.worker_id} {delivery.seconds:.1f} s"
+        pen.text((x + 4, y + SIDE + 2), text, fill="black")
+    return sheet
 
 
 if __name__ == "__main__":

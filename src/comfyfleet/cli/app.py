@@ -67,10 +67,10 @@ def run(
 ) -> None:
     """Run a workflow on all workers and save what it makes."""
     from comfyfleet.cli.run import run_command
-    from comfyfleet.fleet.job import Job
+    from comfyfleet.fleet.batch import Batch
 
-    job = Job.read(workflow, count=count, seed=seed, assignments=set_ or [])
-    run_command(job, out=out, resume=resume, workers=workers, comfyui=comfyui)
+    batch = Batch.read(workflow, count=count, seed=seed, assignments=set_ or [])
+    run_command(batch, out=out, resume=resume, workers=workers, comfyui=comfyui)
 
 
 @app.command()

@@ -1,51 +1,53 @@
-"""``comfyfleet run``: start a fleet, run a job on it, save and show what it makes."""
+"""``comfyfleet run``: start a fleet, run a batch on it, save and show what it makes."""
 
 from __future__ import annotations
 
 import queue
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from comfyfleet.cli.show import Progress, closing_table, console, progress_view
 from comfyfleet.config import find_comfyui
 from comfyfleet.errors import FleetError, RunCancelled, WorkflowError
 from comfyfleet.fleet import Delivery, Fleet, Host, Run, RunEvent, new_run_id
-from comfyfleet.fleet.job import Job, OutputFolder
+from comfyfleet.fleet.batch import Batch, OutputFolder
 from comfyfleet.graph import missing_files
 from comfyfleet.planner import choose_devices, find_devices
+from comfyfleet.work import Result
 
 
 def run_command(
-    job: Job, *, out: Path, resume: bool, workers: str, comfyui: str | None
+    batch: Batch, *, out: Path, resume: bool, workers: str, comfyui: str | None
 ) -> None:
-    """Run a job into a folder. Everything that can be checked is checked before a worker starts."""
+    """Run a batch into a folder. Everything that can be checked is checked before a worker starts."""
     host = Host(comfyui=find_comfyui(comfyui), cwd=Path.cwd())
-    check_files(job, host)
-    folder = OutputFolder(out, job, resume=resume)
-    done = [index for index in folder.finished if index < job.count]
-    if len(done) == job.count:
-        console.print(f"nothing to do: all {job.count} runs are in {out}")
+    check_files(batch, host)
+    folder = OutputFolder(out, batch, resume=resume)
+    done = [index for index in folder.finished if index < batch.count]
+    if len(done) == batch.count:
+        console.print(f"nothing to do: all {batch.count} runs are in {out}")
         return
     devices = choose_devices(workers, find_devices()) or choose_devices("1", find_devices())
     with closing(Fleet(devices, host, private_output=True)) as fleet:
         with console.status(f"starting {len(devices)} workers"):
             fleet.start()
-        run_job(fleet, job, folder, done)
+        run_batch(fleet, batch, folder, done)
 
 
-def check_files(job: Job, host: Host) -> None:
-    """Refuse a job whose input files ComfyUI would not find."""
+def check_files(batch: Batch, host: Host) -> None:
+    """Refuse a batch whose input files ComfyUI would not find."""
     problems = missing_files(
-        job.prompt, lambda folder, name: (host.comfyui / folder / name).is_file()
+        batch.prompt, lambda folder, name: (host.comfyui / folder / name).is_file()
     )
     if problems:
         raise WorkflowError(problems)
 
 
-def run_job(fleet: Fleet, job: Job, folder: OutputFolder, done: list[int]) -> list[Delivery]:
-    """Run what is left of a job on a running fleet; the deliveries, without their data."""
-    units = job.units(new_run_id(), skip=done)
+def run_batch(fleet: Fleet, batch: Batch, folder: OutputFolder, done: list[int]) -> list[Delivery]:
+    """Run what is left of a batch on a running fleet, saving it; the deliveries, emptied."""
+    units = batch.units(new_run_id(), skip=done)
     problems = fleet.check(units[0].prompt)
     if problems:
         raise WorkflowError(problems)
@@ -74,5 +76,5 @@ def _follow(
         if event.delivery is not None:
             folder.save(event.delivery)
             run.forget(event.unit.index)
-            deliveries.append(event.delivery)
+            deliveries.append(replace(event.delivery, result=Result(values=None)))
     return deliveries

@@ -109,7 +109,8 @@ class Session:
             "include_dashboard": False,
             "log_to_driver": False,
             "configure_logging": False,
-            "_temp_dir": str(self.folder),
+            # Below our own folder: Ray opens the one that it is given to everybody.
+            "_temp_dir": str(self.folder / "ray"),
         }
 
 

@@ -1,5 +1,71 @@
-from comfyfleet.work.units import *
-from comfyfleet.work.results import *
-from comfyfleet.work._tmp import *
-from comfyfleet.work._tmp import Event, Instruction
-from comfyfleet.work.units import Prompt
+"""The vocabulary of work, and dispatch as a pure state machine."""
+
+from __future__ import annotations
+
+from comfyfleet.work.dispatch import Dispatch, InvalidEventError
+from comfyfleet.work.events import (
+    CancelRun,
+    Deliver,
+    Discard,
+    Event,
+    FailRun,
+    FinishRun,
+    Instruction,
+    Interrupt,
+    RunCancelled,
+    RunSubmitted,
+    Start,
+    Tick,
+    UnitDone,
+    UnitFailed,
+    UnitProgress,
+    WorkerJoined,
+    WorkerLost,
+)
+from comfyfleet.work.policy import Policy
+from comfyfleet.work.results import (
+    OutputFile,
+    Packed,
+    Progress,
+    Result,
+    TensorRef,
+    VideoRef,
+)
+from comfyfleet.work.split import largest_remainder
+from comfyfleet.work.state import WorkerState
+from comfyfleet.work.units import Failure, Prompt, Unit, WorkerInfo
+
+__all__ = [
+    "CancelRun",
+    "Deliver",
+    "Discard",
+    "Dispatch",
+    "Event",
+    "FailRun",
+    "Failure",
+    "FinishRun",
+    "Instruction",
+    "Interrupt",
+    "InvalidEventError",
+    "OutputFile",
+    "Packed",
+    "Policy",
+    "Progress",
+    "Prompt",
+    "Result",
+    "RunCancelled",
+    "RunSubmitted",
+    "Start",
+    "TensorRef",
+    "Tick",
+    "Unit",
+    "UnitDone",
+    "UnitFailed",
+    "UnitProgress",
+    "VideoRef",
+    "WorkerInfo",
+    "WorkerJoined",
+    "WorkerLost",
+    "WorkerState",
+    "largest_remainder",
+]

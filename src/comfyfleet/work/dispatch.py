@@ -6,11 +6,11 @@ one unit from the first run that has one for it. See docs/architecture.md for th
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from comfyfleet.work import messages
@@ -35,6 +35,7 @@ from comfyfleet.work.events import (
     WorkerLost,
 )
 from comfyfleet.work.invariants import check_invariants
+from comfyfleet.work.matching import Matcher
 from comfyfleet.work.policy import Policy
 from comfyfleet.work.pool import Rank
 from comfyfleet.work.roster import Bench, Roster
@@ -66,16 +67,13 @@ class Dispatch:
         self._bench = Bench()
         self._speed = Speed(self._policy.smoothing)
         self._ladder = Ladder(self._speed)
+        self._matcher = Matcher(self._policy, self._bench, self._ladder)
         self._alarms = Alarms()
         self._runs: dict[str, Run] = {}
         self._ended: deque[str] = deque(maxlen=_ENDED_KEPT)
         self._order = itertools.count()
-        #: Runs in order of submission: all with something pending, and some that just had.
-        self._queue: list[Run] = []
         #: Unit id -> job, of all runs.
         self._jobs: dict[str, Job] = {}
-        #: When to ask again the workers that wait by the tail rule.
-        self._recheck_at: float | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
             WorkerJoined: self._on_worker_joined,
             WorkerLost: self._on_worker_lost,
@@ -97,16 +95,15 @@ class Dispatch:
         handler(event)
         for attempt in self._alarms.due(self._now):
             self._on_alarm(attempt)
-        self._match()
+        for worker, job in self._matcher.match(self._now):
+            self._start(worker, job)
         if self._validate:
-            check_invariants(
-                self._roster, self._bench, self._runs, self._queue, self._jobs, self._recheck_at
-            )
+            check_invariants(self._roster, self._bench, self._matcher, self._runs, self._jobs)
         return self._out
 
     def next_deadline(self) -> float | None:
         """When a `Tick` is due, if nothing else happens before."""
-        times = [at for at in (self._alarms.next(), self._recheck_at) if at is not None]
+        times = [at for at in (self._alarms.next(), self._matcher.recheck_at) if at is not None]
         return min(times, default=None)
 
     # Questions; they change nothing.
@@ -179,7 +176,6 @@ class Dispatch:
     # Runs.
 
     def _on_run_submitted(self, event: RunSubmitted) -> None:
-        _check_units(event)
         if event.run_id in self._runs or event.run_id in self._ended:
             raise ValueError(f"run {event.run_id} was submitted before; each needs a new id")
         run = Run(id=event.run_id, seq=next(self._order))
@@ -188,7 +184,7 @@ class Dispatch:
             job = Job(unit=unit, id=unit.id, run=run)
             run.jobs[job.id] = self._jobs[job.id] = job
             run.pool.put(job, Rank.FRESH)
-        self._enqueue(run)
+        self._matcher.enqueue(run)
         if not event.units:
             self._end(run, FinishRun(run_id=run.id))
         elif not self._roster.num_able(run.id):
@@ -221,8 +217,8 @@ class Dispatch:
 
     def _fail_hopeless_runs(self) -> None:
         """Fail the runs with a unit that nobody may take any more."""
-        for run in [run for run in self._queue if not run.ended]:
-            job = run.pool.find_stranded(lambda barred, run=run: self._num_able(run, barred))
+        for run in [run for run in self._matcher.queue if not run.ended]:
+            job = run.pool.find_stranded(partial(self._roster.num_able, run.id))
             if job is not None:
                 self._fail_stranded(job)
 
@@ -287,7 +283,7 @@ class Dispatch:
         job = self._jobs.get(unit_id)
         if job is not None and not job.was_on(worker_id):
             raise InvalidEventError(
-                f"worker {worker_id} reported unit {unit_id}, which it was never given: {job.tell()}"
+                f"worker {worker_id} reported unit {unit_id} that it was never given: {job.tell()}"
             )
         return None
 
@@ -312,7 +308,7 @@ class Dispatch:
             self._fail(job.run, messages.unit_failed(job))
         elif len(job.losses) >= self._policy.max_losses:
             self._fail(job.run, messages.unit_kills_workers(job))
-        elif job.attempts or self._num_able(job.run, job.failures):
+        elif job.attempts or self._roster.num_able(job.run.id, job.failures):
             self._offer(job)
         else:
             self._fail_stranded(job)
@@ -323,7 +319,7 @@ class Dispatch:
         if not attempts or (len(attempts) == 1 and all(a.overdue for a in attempts.values())):
             rank = Rank.BACKUP if attempts else Rank.RETURNED
             job.run.pool.put(job, rank, barred=frozenset((*job.failures, *attempts)))
-            self._enqueue(job.run)
+            self._matcher.enqueue(job.run)
         else:
             job.run.pool.discard(job)
 
@@ -347,7 +343,7 @@ class Dispatch:
         del job.attempts[worker.id]
         self._roster.set_stuck(worker, True)
         self._interrupt(attempt)
-        if job.attempts or self._num_able(job.run, job.failures):
+        if job.attempts or self._roster.num_able(job.run.id, job.failures):
             job.losses.append(f"{worker.id} ({why})")
         else:
             job.failures[worker.id] = Failure(message=why)
@@ -359,58 +355,6 @@ class Dispatch:
             attempt.interrupted = True
             self._alarms.set(attempt, self._now + self._policy.interrupt_patience_s)
             self._out.append(Interrupt(worker_id=attempt.worker.id, unit_id=attempt.job.id))
-
-    # Who takes what.
-
-    def _enqueue(self, run: Run) -> None:
-        if not run.queued:
-            run.queued = True
-            bisect.insort(self._queue, run, key=lambda queued: queued.seq)
-
-    def _match(self) -> None:
-        """Give pending units to idle workers, first run first."""
-        self._recheck_at = None
-        i = num_ahead = 0
-        while i < len(self._queue) and len(self._bench):
-            run = self._queue[i]
-            self._serve(run, num_ahead)
-            num_ahead += len(run.pool)
-            if run.pool:
-                i += 1
-            else:
-                del self._queue[i]
-                run.queued = False
-
-    def _serve(self, run: Run, num_ahead: int) -> None:
-        if not self._bench.line(run.id):
-            return
-        for model in run.pool.models():
-            if self._bench.line(run.id, model):
-                self._hand_out(run, model, num_ahead)
-        self._hand_out(run, None, num_ahead)
-
-    def _hand_out(self, run: Run, model: str | None, num_ahead: int) -> None:
-        """Let idle workers, fastest first, take units of the model that they hold, or of any."""
-        i = 0
-        while run.pool and i < len(line := self._bench.line(run.id, model)):
-            worker = line[i][2]
-            job = run.pool.find_first(worker.id, model)
-            if job is None:
-                i += 1
-            elif self._should_wait(worker, job, num_ahead):
-                # Then all slower ones wait as well; only those not yet measured never do.
-                i = max(i + 1, bisect.bisect_left(line, math.inf, key=lambda place: place[0]))
-            else:
-                self._start(worker, job)
-
-    def _should_wait(self, worker: Worker, job: Job, num_ahead: int) -> bool:
-        num_pending = num_ahead + len(job.run.pool)
-        seconds = self._ladder.find_wait(worker, job, num_pending, self._now)
-        if seconds is None:
-            return False
-        pause = max(self._policy.min_recheck_s, self._policy.recheck_fraction * seconds)
-        self._recheck_at = min(self._recheck_at or math.inf, self._now + pause)
-        return True
 
     def _start(self, worker: Worker, job: Job) -> None:
         self._bench.discard(worker)
@@ -433,20 +377,5 @@ class Dispatch:
         self._note(job, "was started on", worker)
         self._out.append(Start(worker_id=worker.id, unit=job.unit))
 
-    def _num_able(self, run: Run, barred: Sequence[str] | frozenset[str] | dict[str, Any]) -> int:
-        return self._roster.num_able(run.id, barred)
-
     def _note(self, job: Job, what: str, worker: Worker) -> None:
         job.story.append((self._now, what, worker.id))
-
-
-def _check_units(event: RunSubmitted) -> None:
-    seen = set()
-    for unit in event.units:
-        if unit.run_id != event.run_id:
-            raise ValueError(f"unit {unit.id} is not of run {event.run_id}; its run_id must be")
-        if unit.index in seen:
-            raise ValueError(f"index {unit.index} occurs twice in run {event.run_id}")
-        if not (math.isfinite(unit.cost) and unit.cost >= 0):
-            raise ValueError(f"unit {unit.id}: cost is {unit.cost}; it must be finite, 0 or more")
-        seen.add(unit.index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from comfyfleet.work.units import Failure, Unit
@@ -27,6 +28,17 @@ class RunSubmitted:
 
     run_id: str
     units: tuple[Unit, ...]
+
+    def __post_init__(self) -> None:
+        seen = set()
+        for unit in self.units:
+            if unit.run_id != self.run_id:
+                raise ValueError(f"unit {unit.id} is not of run {self.run_id}")
+            if unit.index in seen:
+                raise ValueError(f"index {unit.index} occurs twice in run {self.run_id}")
+            if not (math.isfinite(unit.cost) and unit.cost >= 0):
+                raise ValueError(f"unit {unit.id}: cost is {unit.cost}; it must be 0 or more")
+            seen.add(unit.index)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

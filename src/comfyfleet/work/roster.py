@@ -28,20 +28,27 @@ class Roster:
         self.workers: dict[str, Worker] = {}
         #: only_run (None: every run) -> workers that are not stuck
         self._num_able: Counter[str | None] = Counter()
+        #: only_run -> its workers
+        self._own: dict[str, list[Worker]] = {}
         self._order = itertools.count()
 
     def add(self, worker_id: str, only_run: str | None) -> Worker:
         worker = Worker(id=worker_id, seq=next(self._order), only_run=only_run)
         self.workers[worker_id] = worker
         self._num_able[only_run] += 1
+        if only_run is not None:
+            self._own.setdefault(only_run, []).append(worker)
         return worker
 
     def remove(self, worker: Worker) -> None:
         del self.workers[worker.id]
         if not worker.stuck:
             self._num_able[worker.only_run] -= 1
-        if not self._num_able[worker.only_run]:
-            del self._num_able[worker.only_run]
+        if worker.only_run is not None:
+            own = self._own[worker.only_run]
+            own.remove(worker)
+            if not own:
+                del self._own[worker.only_run], self._num_able[worker.only_run]
 
     def set_stuck(self, worker: Worker, stuck: bool) -> None:
         if worker.stuck != stuck:
@@ -58,7 +65,7 @@ class Roster:
         return num
 
     def only_for(self, run_id: str) -> list[Worker]:
-        return [worker for worker in self.workers.values() if worker.only_run == run_id]
+        return list(self._own.get(run_id, ()))
 
     def stuck_ids(self) -> list[str]:
         return [worker.id for worker in self.workers.values() if worker.stuck]

@@ -34,13 +34,18 @@ class Speed:
 
     def find(self, worker: Worker, unit: Unit) -> float | None:
         """Seconds by the best knowledge there is."""
-        own = worker.paces.get(unit.model_key)
+        pace = self.find_pace(worker, unit.model_key)
+        return None if pace is None else pace * unit.cost
+
+    def find_pace(self, worker: Worker, model_key: str) -> float | None:
+        """Seconds per cost by the best knowledge there is."""
+        own = worker.paces.get(model_key)
         if own is not None and own.value is not None:
-            return own.value * unit.cost
-        fleet = self._fleet.get(unit.model_key)
+            return own.value
+        fleet = self._fleet.get(model_key)
         if fleet is None or fleet.value is None:
             return None
-        return fleet.value * (worker.slowness.value or 1.0) * unit.cost
+        return fleet.value * (worker.slowness.value or 1.0)
 
     def _compare(self, worker: Worker, fleet: Estimate, pace: float, warm: bool) -> None:
         """Split what was measured into the model's part and the worker's."""

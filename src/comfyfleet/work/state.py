@@ -122,10 +122,3 @@ class Attempt:
     @property
     def wanted(self) -> bool:
         return not (self.job.done or self.job.run.ended)
-
-    def remaining(self, now: float) -> float | None:
-        """Seconds until the worker is likely to be free; None when nothing is known.
-
-        One that is late by x is taken to need x more, so nobody waits for it for ever.
-        """
-        return None if self.expected is None else abs(self.start + self.expected - now)

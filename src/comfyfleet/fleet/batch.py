@@ -18,7 +18,7 @@ _MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Batch:
     """A workflow, how often, and from which seed."""
 
     prompt: Prompt
@@ -29,16 +29,16 @@ class Job:
     @classmethod
     def read(
         cls, path: Path, *, count: int, seed: int | None, assignments: Sequence[str]
-    ) -> Job:
-        """A job from a workflow file. Raises InputError for anything that is wrong with it."""
+    ) -> Batch:
+        """A batch from a workflow file. Raises InputError for anything that is wrong with it."""
         prompt = parse_prompt(_text(path), str(path))
         for assignment in assignments:
             prompt = set_input(prompt, assignment)
         return cls.of(prompt, count=count, seed=seed, name=path.stem)
 
     @classmethod
-    def of(cls, prompt: Prompt, *, count: int, seed: int | None, name: str) -> Job:
-        """A job from a prompt that is parsed already."""
+    def of(cls, prompt: Prompt, *, count: int, seed: int | None, name: str) -> Batch:
+        """A batch from a prompt that is parsed already."""
         if count < 1:
             raise InputError(f"--count {count}: give 1 or more.")
         if seed is not None and not 0 <= seed < 2**64:
@@ -74,14 +74,14 @@ class Job:
 
 
 class OutputFolder:
-    """Results of a job on disk. The manifest names them; it is replaced whole, never half."""
+    """Results of a batch on disk. The manifest names them; it is replaced whole, never half."""
 
-    def __init__(self, folder: Path, job: Job, *, resume: bool) -> None:
+    def __init__(self, folder: Path, batch: Batch, *, resume: bool) -> None:
         self.folder = folder
-        self._manifest: dict[str, Any] = {"job": job.digest, "name": job.name, "units": {}}
+        self._manifest: dict[str, Any] = {"batch": batch.digest, "name": batch.name, "units": {}}
         path = folder / _MANIFEST
         if path.exists():
-            self._manifest = self._adopted(path, job, resume)
+            self._manifest = self._adopted(path, batch, resume)
         elif resume:
             raise InputError(f"--resume: {path} does not exist. Start without --resume.")
 
@@ -111,14 +111,14 @@ class OutputFolder:
         self._write()
         return [self.folder / name for name in names]
 
-    def _adopted(self, path: Path, job: Job, resume: bool) -> dict[str, Any]:
+    def _adopted(self, path: Path, batch: Batch, resume: bool) -> dict[str, Any]:
         if not resume:
             raise InputError(
                 f"{path} exists: this folder holds the results of a run. Add --resume to go on "
                 "with it, or give another folder with --out."
             )
         manifest: dict[str, Any] = _parsed(path)
-        if manifest.get("job") != job.digest:
+        if manifest.get("batch") != batch.digest:
             raise InputError(
                 f"--resume: {path} belongs to another workflow, seed or setting "
                 f"({manifest.get('name')!r}). Give another folder with --out."

@@ -1,0 +1,85 @@
+"""Who takes what: pending units meet idle workers."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterator
+from operator import itemgetter
+
+from comfyfleet.work.policy import Policy
+from comfyfleet.work.roster import Bench
+from comfyfleet.work.state import Job, Run, Worker
+from comfyfleet.work.tail import Ladder
+
+
+class Matcher:
+    """The line of runs with pending units, and the rules by which idle workers take them."""
+
+    def __init__(self, policy: Policy, bench: Bench, ladder: Ladder) -> None:
+        self._policy = policy
+        self._bench = bench
+        self._ladder = ladder
+        self._now = -math.inf
+        #: Runs in order of submission: all with something pending, and some that just had.
+        self.queue: list[Run] = []
+        #: From this slowness on, measured workers wait; those not yet measured never do.
+        self._wait_from = math.inf
+        #: When to ask again the workers that wait by the tail rule.
+        self.recheck_at: float | None = None
+
+    def enqueue(self, run: Run) -> None:
+        if not run.queued:
+            run.queued = True
+            bisect.insort(self.queue, run, key=lambda queued: queued.seq)
+
+    def match(self, now: float) -> Iterator[tuple[Worker, Job]]:
+        """Pairs to start, first run first. Each must be started before the next is asked for."""
+        self._now, self.recheck_at = now, None
+        i = num_ahead = 0
+        while i < len(self.queue) and len(self._bench):
+            run = self.queue[i]
+            yield from self._serve(run, num_ahead)
+            num_ahead += len(run.pool)
+            if run.pool:
+                i += 1
+            else:
+                del self.queue[i]
+                run.queued = False
+
+    def _serve(self, run: Run, num_ahead: int) -> Iterator[tuple[Worker, Job]]:
+        if not self._bench.line(run.id):
+            return
+        self._wait_from = math.inf
+        for model in run.pool.models():
+            if self._bench.line(run.id, model):
+                yield from self._hand_out(run, model, num_ahead)
+        yield from self._hand_out(run, None, num_ahead)
+
+    def _hand_out(
+        self, run: Run, model: str | None, num_ahead: int
+    ) -> Iterator[tuple[Worker, Job]]:
+        """Let idle workers, fastest first, take units of the model that they hold, or of any."""
+        i = 0
+        while run.pool and i < len(line := self._bench.line(run.id, model)):
+            slowness, _, worker = line[i]
+            if self._wait_from <= slowness < math.inf:
+                i = bisect.bisect_left(line, math.inf, key=itemgetter(0))
+                continue
+            job = run.pool.find_first(worker.id, model)
+            if job is None:
+                i += 1
+            elif self._should_wait(worker, job, num_ahead):
+                self._wait_from = slowness
+            else:
+                yield worker, job
+
+    def _should_wait(self, worker: Worker, job: Job, num_ahead: int) -> bool:
+        num_pending = num_ahead + len(job.run.pool)
+        seconds = self._ladder.find_wait(worker, job, num_pending, self._now)
+        if seconds is None:
+            return False
+        pause_s = max(self._policy.min_recheck_s, self._policy.recheck_fraction * seconds)
+        at = self._now + pause_s
+        self.recheck_at = at if self.recheck_at is None else min(self.recheck_at, at)
+        return True
