@@ -34,6 +34,4 @@ def cpu_fleet(workers: int) -> Iterator[Fleet]:
 def units_of(prompts: list[Mapping[str, Any]]) -> list[Unit]:
     """One unit per prompt, in one run."""
     run_id = new_run_id()
-    return [
-        Unit(run_id=run_id, index=index, prompt=prompt) for index, prompt in enumerate(prompts)
-    ]
+    return [Unit(run_id=run_id, index=index, prompt=prompt) for index, prompt in enumerate(prompts)]

@@ -1,7 +1,7 @@
 """How much faster two workers are than one: 16 units of the measuring model, in one run.
 
-Every worker has one thread. Rounds on a fleet of two and on a fleet of one alternate in one process,
-so that both see the same machine; a round begins when the workers hold the model and are warm.
+Every worker has one thread. Rounds on a fleet of two and on a fleet of one alternate in one
+process, so that both see the same machine; a round begins when the workers are warm.
 """
 
 from __future__ import annotations

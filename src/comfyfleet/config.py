@@ -31,8 +31,8 @@ COMFYUI_PATH = Setting(
 WORKERS = Setting(
     env="COMFYFLEET_WORKERS",
     default="auto",
-    help="Devices that get a worker: auto (every device but the master's own), a number, or a list "
-    "such as cuda:1,cuda:2 or cpu,cpu. 0 starts none.",
+    help="Devices that get a worker: auto (every accelerator but the master's own), a number, or "
+    "a list such as cuda:1,cuda:2 or cpu,cpu. 0 starts none.",
 )
 SETTINGS = (COMFYUI_PATH, WORKERS)
 

@@ -93,9 +93,7 @@ def test_refused_before_any_worker_starts(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("case", BY_COMFYUI)
-def test_refused_by_comfyuis_own_validation(
-    case: str, tmp_path: Path, nothing_left: None
-) -> None:
+def test_refused_by_comfyuis_own_validation(case: str, tmp_path: Path, nothing_left: None) -> None:
     prompt, message = BY_COMFYUI[case]
     out = ("--out", str(tmp_path / "out"), "--workers", "1")
     answer = run_command("run", saved(tmp_path, prompt), *out)

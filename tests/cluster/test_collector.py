@@ -49,9 +49,7 @@ def test_object_info_lists_the_nodes(master: Master) -> None:
 
 def test_shares_equal_one_machine_doing_all_of_them(master: Master) -> None:
     entry = master.run(prompts.collected(shares=6, seed=40))
-    alone = [
-        master.files(master.run(prompts.demo(seed=40 + share)), "7")[0] for share in range(6)
-    ]
+    alone = [master.files(master.run(prompts.demo(seed=40 + share)), "7")[0] for share in range(6)]
     assert pixels(master.files(entry, "7")) == pixels(alone)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 EPILOG = (
-    "Exit codes: 0 done; 1 a run failed; 2 wrong input; 3 the fleet could not start or has no "
-    "worker left; 130 interrupted."
+    "Exit codes: 0 done; 1 a run failed; 2 wrong input; 3 the fleet could not start; "
+    "130 interrupted."
 )
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 ComfyUI = Annotated[
-    Optional[str],
+    str | None,
     typer.Option("--comfyui", help="The ComfyUI to run (default: COMFYUI_PATH, or the nearest)."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -47,12 +47,12 @@ def _options(
 @app.command(epilog=EPILOG)
 def run(
     workflow: Annotated[Path, typer.Argument(help="A workflow in API format (JSON).")],
-    count: Annotated[int, typer.Option(help="How often to run it, each time with other seeds.")] = 1,
+    count: Annotated[int, typer.Option(help="How often to run it, with other seeds.")] = 1,
     seed: Annotated[
-        Optional[int], typer.Option(help="Seed of the first run; run i gets seed + i.")
+        int | None, typer.Option(help="Seed of the first run; run i gets seed + i.")
     ] = None,
     set_: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option("--set", metavar="NODE.INPUT=VALUE", help="Set an input. Repeatable."),
     ] = None,
     workers: Annotated[

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from comfyfleet.cli.show import Progress, closing_table, console, progress_view
 from comfyfleet.config import find_comfyui
-from comfyfleet.errors import FleetError, RunCancelled, WorkflowError
+from comfyfleet.errors import WorkflowError
 from comfyfleet.fleet import Delivery, Fleet, Host, Run, RunEvent, new_run_id
 from comfyfleet.fleet.batch import Batch, OutputFolder
 from comfyfleet.graph import missing_files
@@ -21,7 +21,7 @@ from comfyfleet.work import Result
 def run_command(
     batch: Batch, *, out: Path, resume: bool, workers: str, comfyui: str | None
 ) -> None:
-    """Run a batch into a folder. Everything that can be checked is checked before a worker starts."""
+    """Run a batch into a folder; all that can be checked is checked before a worker starts."""
     host = Host(comfyui=find_comfyui(comfyui), cwd=Path.cwd())
     check_files(batch, host)
     folder = OutputFolder(out, batch, resume=resume)
@@ -72,9 +72,9 @@ def _follow(
         except queue.Empty:
             run.wait(0)
             continue
-        progress.show(event)
         if event.delivery is not None:
             folder.save(event.delivery)
             run.forget(event.unit.index)
             deliveries.append(replace(event.delivery, result=Result(values=None)))
+        progress.show(event)
     return deliveries

@@ -66,7 +66,9 @@ def boot(comfyui: Path, flags: Sequence[str], pack: Path) -> RunningComfy:
         main = _import_main(comfyui, [*flags, "--listen", "127.0.0.1", "--port", str(port.number)])
         loop, _server, start_all = main.start_comfyui()
         loop.run_until_complete(_load_own_nodes(pack))
-        thread = threading.Thread(target=_serve, args=(loop, start_all), daemon=True, name="comfyui")
+        thread = threading.Thread(
+            target=_serve, args=(loop, start_all), daemon=True, name="comfyui"
+        )
         thread.start()
         _wait_until_listening(port.number, thread)
     _kept_streams.extend([sys.stdout, sys.stderr])
@@ -111,7 +113,9 @@ async def _load_own_nodes(pack: Path) -> None:
     if _OWN_NODE in nodes.NODE_CLASS_MAPPINGS:
         return
     if not await nodes.load_custom_node(str(pack), module_parent="custom_nodes"):
-        raise FleetError(f"ComfyUI could not load ComfyFleet's nodes from {pack}: see its log above.")
+        raise FleetError(
+            f"ComfyUI could not load ComfyFleet's nodes from {pack}: see its log above."
+        )
 
 
 def _serve(loop: asyncio.AbstractEventLoop, start_all: Any) -> None:

@@ -75,7 +75,7 @@ class ComfyClient:
 
     async def _follow(
         self,
-        socket: aiohttp.ClientWebSocketResponse,
+        socket: aiohttp.ClientWebSocketResponse[Any],
         prompt: Mapping[str, Any],
         prompt_id: str,
         on_progress: OnProgress,

@@ -66,7 +66,7 @@ TEXT_CONFIG: dict[str, Any] = {
 }
 
 
-class DemoLatent(comfy.latent_formats.LatentFormat):  # type: ignore[misc]
+class DemoLatent(comfy.latent_formats.LatentFormat):
     """Latents of 4 channels; the VAE's own weights scale them to mean 0 and variance 1."""
 
     latent_channels = 4
@@ -98,7 +98,7 @@ class WordTokenizer:
         return {**{f"<{name}>": i for name, i in SPECIAL_TOKENS.items()}, **self.ids}
 
 
-class DemoSDTokenizer(comfy.sd1_clip.SDTokenizer):  # type: ignore[misc]
+class DemoSDTokenizer(comfy.sd1_clip.SDTokenizer):
     """ComfyUI's tokenizer (weights in parentheses, chunks) around `WordTokenizer`."""
 
     def __init__(
@@ -119,7 +119,7 @@ class DemoSDTokenizer(comfy.sd1_clip.SDTokenizer):  # type: ignore[misc]
         )
 
 
-class DemoTokenizer(comfy.sd1_clip.SD1Tokenizer):  # type: ignore[misc]
+class DemoTokenizer(comfy.sd1_clip.SD1Tokenizer):
     """What CLIP.tokenize calls; its answer is {"demo": [[(token, weight) x 12], ...]}."""
 
     def __init__(
@@ -133,7 +133,7 @@ class DemoTokenizer(comfy.sd1_clip.SD1Tokenizer):  # type: ignore[misc]
         )
 
 
-class DemoTextModel(comfy.clip_model.CLIPTextModel):  # type: ignore[misc]
+class DemoTextModel(comfy.clip_model.CLIPTextModel):
     """ComfyUI's CLIP text model with the demo's few words instead of CLIP's 49408."""
 
     def __init__(
@@ -145,7 +145,7 @@ class DemoTextModel(comfy.clip_model.CLIPTextModel):  # type: ignore[misc]
         )
 
 
-class DemoTextEncoder(comfy.sd1_clip.SDClipModel):  # type: ignore[misc]
+class DemoTextEncoder(comfy.sd1_clip.SDClipModel):
     """A one-layer CLIP text model: context (n, 12, 128) and pooled vector (n, 128)."""
 
     def __init__(
@@ -165,7 +165,7 @@ class DemoTextEncoder(comfy.sd1_clip.SDClipModel):  # type: ignore[misc]
         )
 
 
-class DemoClip(comfy.sd1_clip.SD1ClipModel):  # type: ignore[misc]
+class DemoClip(comfy.sd1_clip.SD1ClipModel):
     """What comfy.sd.CLIP wraps: the encoder under the name that the tokenizer gives."""
 
     def __init__(
@@ -183,7 +183,7 @@ class DemoClip(comfy.sd1_clip.SD1ClipModel):  # type: ignore[misc]
         )
 
 
-class DemoConfig(comfy.supported_models.SD3):  # type: ignore[misc]
+class DemoConfig(comfy.supported_models.SD3):
     """A small Stable Diffusion 3: 5 joint blocks, 128 wide, flow matching without shift."""
 
     unet_config: ClassVar[dict[str, Any]] = {

@@ -27,14 +27,12 @@ def join_images(shares: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
     return torch.cat(images, out=_memory((batch, *images[0].shape[1:]), images[0].dtype))
 
 
-def list_images(
-    shares: Sequence[Sequence[torch.Tensor]], batch: torch.Tensor | None
-) -> list[torch.Tensor]:
-    """All shares' image batches, each as it is: slices of their joined batch, or copies."""
+def list_images(shares: Sequence[Sequence[torch.Tensor]], batch: object) -> list[torch.Tensor]:
+    """All shares' image batches, each as it is: slices of their joined batch if there is one."""
     images = [image for share in shares for image in share]
-    if batch is None:
-        return [image.clone() for image in images]
-    return list(batch.split([image.shape[0] for image in images]))
+    if isinstance(batch, torch.Tensor):
+        return list(batch.split([image.shape[0] for image in images]))
+    return [image.clone() for image in images]
 
 
 def own(value: Any) -> Any:

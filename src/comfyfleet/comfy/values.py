@@ -52,9 +52,7 @@ def _strip(value: Any, buffers: list[Buffer], path: str) -> Any:
     )
 
 
-def _take(
-    tensor: torch.Tensor, buffers: list[Buffer]
-) -> TensorRef:
+def _take(tensor: torch.Tensor, buffers: list[Buffer]) -> TensorRef:
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     buffers.append(flat.numpy())
     dtype = str(tensor.dtype).removeprefix("torch.")

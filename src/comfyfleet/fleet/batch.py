@@ -10,8 +10,16 @@ from typing import Any
 
 from comfyfleet.errors import InputError
 from comfyfleet.fleet.run import Delivery
-from comfyfleet.graph import digest, find_seeds, model_key, parse_prompt, repeat, set_input
-from comfyfleet.graph import varying_nodes
+from comfyfleet.graph import (
+    digest,
+    find_seeds,
+    model_key,
+    parse_prompt,
+    repeat,
+    set_input,
+    vary_seeds,
+    varying_nodes,
+)
 from comfyfleet.work import Prompt, Unit
 
 _MANIFEST = "manifest.json"
@@ -27,11 +35,9 @@ class Batch:
     name: str
 
     @classmethod
-    def read(
-        cls, path: Path, *, count: int, seed: int | None, assignments: Sequence[str]
-    ) -> Batch:
+    def read(cls, path: Path, *, count: int, seed: int | None, assignments: Sequence[str]) -> Batch:
         """A batch from a workflow file. Raises InputError for anything that is wrong with it."""
-        prompt = parse_prompt(_text(path), str(path))
+        prompt: Prompt = parse_prompt(_text(path), str(path))
         for assignment in assignments:
             prompt = set_input(prompt, assignment)
         return cls.of(prompt, count=count, seed=seed, name=path.stem)
@@ -55,8 +61,9 @@ class Batch:
 
     @property
     def digest(self) -> str:
-        """Equal for jobs whose run number i is the same for every i."""
-        return digest(repeat(self.prompt, 0, self.seed))
+        """Equal for batches whose run number i is the same for every i."""
+        based = self.prompt if self.seed is None else vary_seeds(self.prompt, 0, self.seed)
+        return digest(based)
 
     def units(self, run_id: str, skip: Sequence[int] = ()) -> list[Unit]:
         """One unit per run that is not to be skipped."""

@@ -42,16 +42,17 @@ def write_record(folder: Path, workers: Sequence[WorkerInfo]) -> None:
 
 
 def read_records() -> list[FleetRecord]:
-    """All fleets of this user that are alive, oldest first."""
-    paths = sorted(sessions_root().glob(f"{PREFIX}*/{_RECORD}"), key=os.path.getmtime)
-    records = [record for path in paths if (record := _read(path)) is not None]
-    return [record for record in records if psutil.pid_exists(record.owner_pid)]
+    """All fleets of this user that are alive."""
+    records = map(_read, sorted(sessions_root().glob(f"{PREFIX}*/{_RECORD}")))
+    return [record for record in records if record and psutil.pid_exists(record.owner_pid)]
 
 
 def _read(path: Path) -> FleetRecord | None:
     try:
+        if hasattr(os, "getuid") and path.parent.stat().st_uid != os.getuid():
+            return None  # anybody may put such a folder there
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        return None  # another user's, or it ended this moment
+        return None  # it ended this moment
     workers = tuple(WorkerInfo(**worker) for worker in data.pop("workers"))
     return FleetRecord(**data, workers=workers)

@@ -92,8 +92,6 @@ def _set_environment(spec: WorkerSpec) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    if "OMP_NUM_THREADS" not in spec.environment:
-        os.environ.pop("OMP_NUM_THREADS", None)  # Ray's own default of 1, not the owner's wish
     os.chdir(spec.host.cwd)
 
 

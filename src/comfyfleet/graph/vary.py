@@ -74,6 +74,14 @@ def clone_share(
     return clones, (new_ids[source], slot)
 
 
+def value_lines(text: str) -> list[str]:
+    """Return the values that a text holds, one on each line that is not blank."""
+    values = [line.strip() for line in text.splitlines() if line.strip()]
+    if not values:
+        raise InputError("input 'values' is empty; write one value per line")
+    return values
+
+
 def find_seeds(prompt: Prompt) -> list[tuple[str, str]]:
     """Return (node id, input) of the seeds that make a whole prompt another one.
 
@@ -145,10 +153,7 @@ def _vary_seed(node: Node, share: int) -> Node:
 
 
 def _vary_fleet_value(node: Node, share: int) -> Node:
-    lines = [line.strip() for line in _text_input(node, "values").split("\n")]
-    values = [line for line in lines if line]
-    if not values:
-        raise InputError("input 'values' is empty; write one value per line")
+    values = value_lines(_text_input(node, "values"))
     return with_input(node, "values", values[share % len(values)])
 
 

@@ -110,7 +110,15 @@ def device_environment(
     """Variables to set (None: to remove) so that a process sees this device alone, as number 0.
 
     CUDA and ROCm devices are named by UUID, which holds under any order and any inherited mask.
+    A number of threads that the owner chose stays; else CPU workers share the cores, as more
+    threads than cores would only make them wait for each other.
     """
+    threads = str(cpu_threads) if device.kind == "cpu" else None
+    shown = _shown_alone(device, inherited)
+    return {"OMP_NUM_THREADS": inherited.get("OMP_NUM_THREADS", threads), **shown}
+
+
+def _shown_alone(device: Device, inherited: Mapping[str, str]) -> dict[str, str | None]:
     if device.kind == "cuda":
         return {"CUDA_VISIBLE_DEVICES": _cuda_name(device, inherited)}
     if device.kind == "rocm":
@@ -118,8 +126,7 @@ def device_environment(
     if device.kind == "xpu":
         return {"ZE_AFFINITY_MASK": _masked(device, inherited, "ZE_AFFINITY_MASK")}
     if device.kind == "cpu":
-        # Workers share the cores: more threads than cores would only make them wait.
-        return {"OMP_NUM_THREADS": str(cpu_threads), "CUDA_VISIBLE_DEVICES": ""}
+        return {"CUDA_VISIBLE_DEVICES": ""}
     return {}
 
 

@@ -150,10 +150,10 @@ class Dispatch:
         attempt = self._take_from(worker)
         # One that was given up has been counted as lost before.
         if attempt is not None and attempt.wanted and not attempt.interrupted:
-            attempt.job.losses.append(text)
+            attempt.job.losses += (text,)
             self._note(attempt.job, "was lost with", worker)
             self._retry(attempt.job)
-        self._fail_hopeless_runs()
+        self._go_on_without()
 
     def _remove(self, worker: Worker) -> None:
         self._roster.remove(worker)
@@ -171,7 +171,7 @@ class Dispatch:
 
     def _set_stuck(self, worker: Worker) -> None:
         self._roster.set_stuck(worker, True)
-        self._fail_hopeless_runs()
+        self._go_on_without()
 
     # Runs.
 
@@ -215,8 +215,9 @@ class Dispatch:
     def _fail_for_nobody(self, run: Run) -> None:
         self._fail(run, messages.nobody_serves(run, self._roster.stuck_ids()))
 
-    def _fail_hopeless_runs(self) -> None:
-        """Fail the runs with a unit that nobody may take any more."""
+    def _go_on_without(self) -> None:
+        """After a worker is lost or stuck: fail the runs with a unit that nobody may take now."""
+        self._matcher.end_waits()
         for run in [run for run in self._matcher.queue if not run.ended]:
             job = run.pool.find_stranded(partial(self._roster.num_able, run.id))
             if job is not None:
@@ -344,11 +345,11 @@ class Dispatch:
         self._roster.set_stuck(worker, True)
         self._interrupt(attempt)
         if job.attempts or self._roster.num_able(job.run.id, job.failures):
-            job.losses.append(f"{worker.id} ({why})")
+            job.losses += (f"{worker.id} ({why})",)
         else:
             job.failures[worker.id] = Failure(message=why)
         self._retry(job)
-        self._fail_hopeless_runs()
+        self._go_on_without()
 
     def _interrupt(self, attempt: Attempt) -> None:
         if not attempt.interrupted:
@@ -378,4 +379,4 @@ class Dispatch:
         self._out.append(Start(worker_id=worker.id, unit=job.unit))
 
     def _note(self, job: Job, what: str, worker: Worker) -> None:
-        job.story.append((self._now, what, worker.id))
+        job.story += ((self._now, what, worker.id),)

@@ -9,7 +9,7 @@ from operator import itemgetter
 
 from comfyfleet.work.policy import Policy
 from comfyfleet.work.roster import Bench
-from comfyfleet.work.state import Job, Run, Worker
+from comfyfleet.work.state import Job, Run, Wait, Worker
 from comfyfleet.work.tail import Ladder
 
 
@@ -23,15 +23,21 @@ class Matcher:
         self._now = -math.inf
         #: Runs in order of submission: all with something pending, and some that just had.
         self.queue: list[Run] = []
-        #: From this slowness on, measured workers wait; those not yet measured never do.
-        self._wait_from = math.inf
+        #: Counts what may end a wait before its time.
+        self._num_news = 0
         #: When to ask again the workers that wait by the tail rule.
         self.recheck_at: float | None = None
 
     def enqueue(self, run: Run) -> None:
+        """Something of the run has become pending."""
+        self.end_waits()
         if not run.queued:
             run.queued = True
             bisect.insort(self.queue, run, key=lambda queued: queued.seq)
+
+    def end_waits(self) -> None:
+        """Ask anew who should wait: there is more to do, or fewer to do it."""
+        self._num_news += 1
 
     def match(self, now: float) -> Iterator[tuple[Worker, Job]]:
         """Pairs to start, first run first. Each must be started before the next is asked for."""
@@ -50,7 +56,6 @@ class Matcher:
     def _serve(self, run: Run, num_ahead: int) -> Iterator[tuple[Worker, Job]]:
         if not self._bench.line(run.id):
             return
-        self._wait_from = math.inf
         for model in run.pool.models():
             if self._bench.line(run.id, model):
                 yield from self._hand_out(run, model, num_ahead)
@@ -63,23 +68,31 @@ class Matcher:
         i = 0
         while run.pool and i < len(line := self._bench.line(run.id, model)):
             slowness, _, worker = line[i]
-            if self._wait_from <= slowness < math.inf:
+            if self._waits(run, slowness):
                 i = bisect.bisect_left(line, math.inf, key=itemgetter(0))
                 continue
             job = run.pool.find_first(worker.id, model)
             if job is None:
                 i += 1
-            elif self._should_wait(worker, job, num_ahead):
-                self._wait_from = slowness
-            else:
+                continue
+            num_pending = num_ahead + len(run.pool)
+            seconds = self._ladder.find_wait(worker, job, num_pending, self._now)
+            if seconds is None:
                 yield worker, job
+            else:
+                self._let_wait(run, slowness, seconds)
 
-    def _should_wait(self, worker: Worker, job: Job, num_ahead: int) -> bool:
-        num_pending = num_ahead + len(job.run.pool)
-        seconds = self._ladder.find_wait(worker, job, num_pending, self._now)
-        if seconds is None:
-            return False
+    def _let_wait(self, run: Run, slowness: float, seconds: float) -> None:
+        """Let measured workers as slow as this leave the run alone for a part of that time."""
         pause_s = max(self._policy.min_recheck_s, self._policy.recheck_fraction * seconds)
-        at = self._now + pause_s
-        self.recheck_at = at if self.recheck_at is None else min(self.recheck_at, at)
+        run.wait = Wait(slowness=slowness, until=self._now + pause_s, news=self._num_news)
+
+    def _waits(self, run: Run, slowness: float) -> bool:
+        wait = run.wait
+        if wait is None or not wait.slowness <= slowness < math.inf:
+            return False
+        if self._now >= wait.until or self._num_news != wait.news:
+            run.wait = None
+            return False
+        self.recheck_at = min(wait.until, self.recheck_at or wait.until)
         return True

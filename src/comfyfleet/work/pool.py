@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -33,8 +33,8 @@ class Pool:
     __slots__ = ("_heaps", "_jobs", "_next_token", "cost")
 
     def __init__(self) -> None:
-        #: index -> job and the token of its valid entries
-        self._jobs: dict[int, tuple[Job, int]] = {}
+        #: index -> job
+        self._jobs: dict[int, Job] = {}
         #: model_key (None: any) -> barred workers -> heap
         self._heaps: dict[str | None, dict[frozenset[str], _Heap]] = {}
         self._next_token = 0
@@ -43,9 +43,6 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self._jobs)
-
-    def __iter__(self) -> Iterator[Job]:
-        return (job for job, _ in self._jobs.values())
 
     def __contains__(self, job: Job) -> bool:
         return job.unit.index in self._jobs
@@ -57,11 +54,11 @@ class Pool:
     def put(self, job: Job, rank: Rank, barred: frozenset[str] = frozenset()) -> None:
         """Make it pending, for all but the ``barred`` workers; replaces its former entry."""
         self.discard(job)
-        token = self._next_token = self._next_token + 1
+        job.token = self._next_token = self._next_token + 1
         unit = job.unit
-        self._jobs[unit.index] = (job, token)
+        self._jobs[unit.index] = job
         self.cost += unit.cost
-        entry = (int(rank), unit.index, token)
+        entry = (int(rank), unit.index, job.token)
         for model in (None, unit.model_key):
             heapq.heappush(self._heaps.setdefault(model, {}).setdefault(barred, []), entry)
 
@@ -90,15 +87,15 @@ class Pool:
                 best = heap[0]
         if not groups:
             del self._heaps[model]
-        return None if best is None else self._jobs[best[1]][0]
+        return None if best is None else self._jobs[best[1]]
 
     def find_stranded(self, num_able: Callable[[frozenset[str]], int]) -> Job | None:
         """A job that runs nowhere and that nobody may take."""
         for barred, heap in self._heaps.get(None, {}).items():
             if num_able(barred) == 0:
                 for entry in sorted(heap):
-                    if self._is_valid(entry) and not self._jobs[entry[1]][0].attempts:
-                        return self._jobs[entry[1]][0]
+                    if self._is_valid(entry) and not self._jobs[entry[1]].attempts:
+                        return self._jobs[entry[1]]
         return None
 
     def _trim(self, heap: _Heap) -> None:
@@ -107,4 +104,4 @@ class Pool:
 
     def _is_valid(self, entry: tuple[int, int, int]) -> bool:
         found = self._jobs.get(entry[1])
-        return found is not None and found[1] == entry[2]
+        return found is not None and found.token == entry[2]

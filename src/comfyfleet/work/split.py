@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 
 def largest_remainder(total: int, weights: Sequence[float]) -> list[int]:
@@ -13,19 +14,13 @@ def largest_remainder(total: int, weights: Sequence[float]) -> list[int]:
     A weight of zero gets nothing.
     """
     _check(total, weights)
-    largest = max(weights)
-    scaled = [weight / largest for weight in weights]  # the plain sum could overflow to inf
-    whole = math.fsum(scaled)
-    quotas = [total * weight / whole for weight in scaled]
+    exact = [Fraction(weight) for weight in weights]  # floats would lose units of large totals
+    whole = sum(exact)
+    quotas = [total * weight / whole for weight in exact]
     shares = [math.floor(quota) for quota in quotas]
-    by_remainder = sorted(
-        (i for i, weight in enumerate(weights) if weight > 0),
-        key=lambda i: (shares[i] - quotas[i], i),
-    )
-    # Fewer are left than there are positive weights, save for float error with a huge total.
-    left, step = abs(total - sum(shares)), 1 if sum(shares) <= total else -1
-    for k in range(left):
-        shares[by_remainder[k % len(by_remainder)]] += step
+    by_remainder = sorted(range(len(shares)), key=lambda i: (shares[i] - quotas[i], i))
+    for i in by_remainder[: total - sum(shares)]:
+        shares[i] += 1
     return shares
 
 

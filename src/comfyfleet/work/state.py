@@ -57,6 +57,16 @@ class Worker:
         return not self.stuck and (self.only_run is None or self.only_run == run_id)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Measured workers of this slowness or more leave a run to faster ones for a while."""
+
+    slowness: float
+    until: float
+    #: See `Matcher.end_waits`.
+    news: int
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Run:
     id: str
@@ -70,6 +80,8 @@ class Run:
     running: dict[str, Attempt] = field(default_factory=dict)
     #: "worker (reason)" of each worker that was lost while the run lived.
     lost: list[str] = field(default_factory=list)
+    #: Who leaves the rest of it to faster workers.
+    wait: Wait | None = None
     #: Is it in the line of runs that have something pending?
     queued: bool = False
     ended: bool = False
@@ -86,9 +98,11 @@ class Job:
     #: Worker id -> why it failed there.
     failures: dict[str, Failure] = field(default_factory=dict)
     #: "worker (reason)" of each attempt that vanished.
-    losses: list[str] = field(default_factory=list)
+    losses: tuple[str, ...] = ()
     #: (time, what, worker id)
-    story: list[tuple[float, str, str]] = field(default_factory=list)
+    story: tuple[tuple[float, str, str], ...] = ()
+    #: Marks its valid entry in the pool.
+    token: int = 0
     done: bool = False
 
     def was_on(self, worker_id: str) -> bool:

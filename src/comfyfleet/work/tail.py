@@ -64,19 +64,22 @@ class Ladder:
         # The one loop over workers there is: no call in it that can be spared.
         run, model_key = job.run, job.unit.model_key
         cost = run.pool.cost / len(run.pool)
+        scopes = (None, run.id)
         num = 0
         for _, _, other in others:
             attempt = other.attempt
-            if attempt is None or attempt.expected is None or not other.serves(run.id):
+            if attempt is None or attempt.expected is None or other.stuck:
                 continue
             free_at = attempt.start + attempt.expected
             if free_at < now:
                 # One that is late by x is taken to need x more: nobody waits for it for ever.
                 free_at = now + now - free_at
-            if free_at >= until or attempt.job is job or other.id in job.failures:
+            if free_at >= until or attempt.job is job or other.only_run not in scopes:
                 continue
-            each_s = (self._speed.find_pace(other, model_key) or 0.0) * cost
-            if each_s > 0:
+            own = other.paces.get(model_key)
+            pace = own.value if own is not None else self._speed.find_pace(other, model_key)
+            each_s = (pace or 0.0) * cost
+            if each_s > 0 and other.id not in job.failures:
                 num += math.ceil((until - free_at) / each_s) - 1
         return num
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from comfyfleet.comfy import prompts
 from comfyfleet.comfy.join import join_audio, join_images, list_images, own
 from comfyfleet.comfy.values import unpack
 from comfyfleet.errors import ComfyFleetError, InputError
-from comfyfleet.extension.master import Collection, Request, linked, master
+from comfyfleet.extension.collection import Collection, Request, linked
+from comfyfleet.extension.master import master
 from comfyfleet.extension.nodes.internal import INTERNAL
 from comfyfleet.graph import as_link, clone_share
 
@@ -22,6 +24,9 @@ COLLECTED = ("images", "audio", "value")
 
 #: The collector's outputs, in order.
 OUTPUTS = ("images", "audio", "images_list", "values")
+
+#: Those that are lists.
+LISTS = ("images_list", "values")
 
 
 def collected_inputs() -> list[Any]:
@@ -35,10 +40,18 @@ def collected_inputs() -> list[Any]:
 
 def collected_outputs() -> list[Any]:
     return [
-        io.Image.Output("all_images", "images", tooltip="All shares' images as one batch, in share order."),
-        io.Audio.Output("all_audio", "audio", tooltip="All shares' sounds, one after another in time."),
-        io.Image.Output("images_list", "images_list", is_output_list=True, tooltip="Images share by share."),
-        io.AnyType.Output("values", "values", is_output_list=True, tooltip="Values share by share."),
+        io.Image.Output(
+            "all_images", "images", tooltip="All shares' images as one batch, in share order."
+        ),
+        io.Audio.Output(
+            "all_audio", "audio", tooltip="All shares' sounds, one after another in time."
+        ),
+        io.Image.Output(
+            "images_list", "images_list", is_output_list=True, tooltip="Images share by share."
+        ),
+        io.AnyType.Output(
+            "values", "values", is_output_list=True, tooltip="Values share by share."
+        ),
     ]
 
 
@@ -96,13 +109,14 @@ class FleetCollectNext(io.ComfyNode):
             description="A further share on the master. ComfyFleet adds it by itself.",
             is_input_list=True,
             enable_expand=True,
-            not_idempotent=True,
             inputs=[
                 io.Image.Input("images", optional=True),
                 io.Audio.Input("audio", optional=True),
                 io.AnyType.Input("value", optional=True),
                 io.String.Input("collector"),
                 io.Int.Input("share"),
+                # Another one in each run: ComfyUI must never take a result of this from its cache.
+                io.String.Input("collection"),
             ],
             # One entry each, lists too: ComfyUI strings the entries of an expansion's outputs
             # together, and more than one would push the following outputs out of place.
@@ -111,11 +125,11 @@ class FleetCollectNext(io.ComfyNode):
 
     @classmethod
     async def execute(
-        cls, collector: list[str], share: list[int], **collected: Any
+        cls, collector: list[str], share: list[int], collection: list[str], **collected: Any
     ) -> io.NodeOutput:
-        collection = master().find(collector[0])
-        collection.add_local(share[0], collected)
-        return await advance(collection)
+        begun = master().find(collector[0])
+        begun.add_local(share[0], collected)
+        return await advance(begun)
 
 
 def ask(hidden: Any, shares: int, delegate: bool) -> list[str]:
@@ -142,7 +156,7 @@ async def advance(collection: Collection) -> io.NodeOutput:
     bar = ProgressBar(collection.shares)
     while not collection.complete:
         prompts.raise_if_interrupted()
-        bar.update_absolute(collection.collected)
+        bar.update_absolute(collection.num_collected)
         share = await asyncio.to_thread(collection.next_share)
         if share is not None:
             return expand(collection, share)
@@ -156,7 +170,7 @@ def expand(collection: Collection, share: int) -> io.NodeOutput:
     """ComfyUI's node expansion: what varies upstream once more, and a node that goes on."""
     node_id = collection.request.node_id
     nodes: dict[str, Any] = {}
-    inputs: dict[str, Any] = {"collector": node_id, "share": share}
+    inputs: dict[str, Any] = {"collector": node_id, "share": share, "collection": collection.id}
     for name, link in collection.request.inputs.items():
         clones, source = clone_share(collection.prompt, link, share, f"{node_id}.{share}.")
         nodes.update(clones)
@@ -170,35 +184,45 @@ def expand(collection: Collection, share: int) -> io.NodeOutput:
 def outputs_of(shares: list[dict[str, list[Any]]], used: frozenset[str]) -> io.NodeOutput:
     """The collector's outputs from its shares, which may be views of memory that is not ours.
 
-    What cannot be joined, or was not connected, is an error only where something downstream
-    uses it.
+    What was not connected, or cannot be joined, is an error if something downstream uses it. If
+    nothing does, the output is blocked with the same words: it may be wired later, when ComfyUI
+    has this node's outputs in its cache and does not ask again.
     """
     images = [share.get("images", []) for share in shares]
-    batch = _joined("images", images, join_images, used)
-    audio = _joined("audio", [share.get("audio", []) for share in shares], join_audio, used)
+    audio = [share.get("audio", []) for share in shares]
     values = [own(value) for share in shares for value in share.get("value", [])]
-    return io.NodeOutput(batch, audio, list_images(images, batch), values)
+    batch = _output("images", images, join_images, used)
+    return io.NodeOutput(
+        batch,
+        _output("audio", audio, join_audio, used),
+        _output("images_list", images, lambda _: list_images(images, batch), used, of="images"),
+        _output("values", [values], lambda _: values, used, of="value"),
+    )
 
 
-def _joined(
-    name: str, shares: list[list[Any]], join: Callable[[list[list[Any]]], Any], used: frozenset[str]
+def _output(
+    name: str,
+    shares: list[list[Any]],
+    join: Callable[[list[list[Any]]], Any],
+    used: frozenset[str],
+    *,
+    of: str = "",
 ) -> Any:
     try:
         if not any(shares):
-            raise InputError(f"the output {name} is used, but the input {name} is not connected.")
+            raise InputError(f"output {name} is used, but input {of or name} is not connected.")
         return join(shares)
-    except ComfyFleetError:
+    except ComfyFleetError as error:
         if name in used:
             raise
-        return None
+        blocker = ExecutionBlocker(str(error))
+        return [blocker] if name in LISTS else blocker
 
 
 def _used(collection: Collection) -> frozenset[str]:
     """The collector's outputs that some node of the prompt takes."""
     links = (
-        as_link(value)
-        for node in collection.prompt.values()
-        for value in node["inputs"].values()
+        as_link(value) for node in collection.prompt.values() for value in node["inputs"].values()
     )
     mine = {link[1] for link in links if link and link[0] == collection.request.node_id}
     return frozenset(OUTPUTS[slot] for slot in mine)

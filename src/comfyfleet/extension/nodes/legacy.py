@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from comfyfleet.errors import InputError
+from comfyfleet.extension.master import master
 from comfyfleet.extension.nodes.batches import (
     FleetAudioBatchDivider,
     FleetBatchDivider,
@@ -20,7 +22,6 @@ from comfyfleet.extension.nodes.batches import (
 )
 from comfyfleet.extension.nodes.collector import ask, collect
 from comfyfleet.extension.nodes.values import FleetModelName, FleetSeed, convert
-from comfyfleet.extension.master import master
 
 
 def _renamed(schema: io.Schema, node_id: str, display_name: str) -> io.Schema:
@@ -52,9 +53,7 @@ class DistributedEmptyImage(FleetEmptyImage):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return _renamed(
-            super().define_schema(), "DistributedEmptyImage", "Distributed Empty Image"
-        )
+        return _renamed(super().define_schema(), "DistributedEmptyImage", "Distributed Empty Image")
 
 
 class ImageBatchDivider(FleetBatchDivider):
@@ -119,7 +118,10 @@ class DistributedCollector(io.ComfyNode):
                 ),
                 io.Audio.Input("audio", optional=True, lazy=True),
             ],
-            outputs=[io.Image.Output("all_images", "images"), io.Audio.Output("all_audio", "audio")],
+            outputs=[
+                io.Image.Output("all_images", "images"),
+                io.Audio.Output("all_audio", "audio"),
+            ],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
         return _renamed(schema, "DistributedCollector", "Distributed Collector")
@@ -135,7 +137,7 @@ class DistributedCollector(io.ComfyNode):
         if outputs.expand is not None:
             return io.NodeOutput(*outputs.args[:2], expand=outputs.expand)
         images, audio, *_ = outputs.args
-        return io.NodeOutput(images, audio if audio is not None else _silence())
+        return io.NodeOutput(images, _silence() if isinstance(audio, ExecutionBlocker) else audio)
 
 
 def _silence() -> dict[str, Any]:

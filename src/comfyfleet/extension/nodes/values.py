@@ -11,6 +11,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from comfyfleet.errors import InputError
+from comfyfleet.graph import value_lines
 
 _CONVERT: dict[str, Any] = {
     "STRING": str,
@@ -74,7 +75,7 @@ class FleetValue(io.ComfyNode):
         if values is None:  # a link: known when it runs
             return True
         try:
-            for line in _lines(values):
+            for line in value_lines(values):
                 convert(line, type)
         except InputError as error:
             return str(error)
@@ -82,7 +83,7 @@ class FleetValue(io.ComfyNode):
 
     @classmethod
     def execute(cls, values: str, type: str) -> io.NodeOutput:
-        return io.NodeOutput(convert(_lines(values)[0], type))
+        return io.NodeOutput(convert(value_lines(values)[0], type))
 
 
 class FleetModelName(io.ComfyNode):
@@ -114,10 +115,3 @@ def convert(text: str, type: str) -> Any:
         return _CONVERT[type](text)
     except (ValueError, KeyError):
         raise InputError(f"{text!r} is no {type}: write one {type} per line.") from None
-
-
-def _lines(values: str) -> list[str]:
-    lines = [line for line in values.splitlines() if line.strip()]
-    if not lines:
-        raise InputError("values is empty: write one value per line.")
-    return lines

@@ -1,0 +1,146 @@
+"""A collection: what one execution of a collector has begun, from its first question to its end.
+
+A collector is asked for its lazy inputs before anything upstream of it runs. At that moment its
+other shares go to the fleet; the master's own share follows as usual. ``execute`` then waits for
+the rest, and the master takes further shares meanwhile: those that the fleet has not been given
+yet because it is starting, and later those that dispatch offers.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from dataclasses import dataclass
+from typing import Any
+
+from comfyfleet.comfy.values import pack
+from comfyfleet.errors import ComfyFleetError
+from comfyfleet.fleet import Delivery, Fleet, Run
+from comfyfleet.graph import Link, as_link
+from comfyfleet.work import Packed, Result, Unit
+
+#: How long one wait lasts before the user's cancel button is looked at again.
+_WAIT_S = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a collector asks for: its linked inputs, how many shares, who computes."""
+
+    node_id: str
+    inputs: Mapping[str, Link]
+    shares: int
+    delegate: bool
+
+
+class Collection:
+    """Shares that this process has, and the run of the others.
+
+    Without ``hand_over`` (no workers, or inside a worker) this process computes all shares.
+    """
+
+    def __init__(self, request: Request, prompt: Mapping[str, Any], units: Sequence[Unit]) -> None:
+        self.id = uuid.uuid4().hex
+        self.request = request
+        self.prompt = prompt
+        self._own: dict[int, Packed] = {}
+        self._mine = set() if request.delegate else {0}
+        self._lock = threading.Lock()
+        self._left = deque(units)
+        self._run: Future[Run] | None = None
+        self._joined = False
+        self.shares = len(units) + len(self._mine)
+
+    def hand_over(self, fleet: Future[Fleet]) -> None:
+        """Give the fleet, when it is ready, all shares that this process has not begun by then."""
+        self._run = Future()
+        fleet.add_done_callback(self._submit)
+
+    def _submit(self, ready: Future[Fleet]) -> None:
+        assert self._run is not None
+        try:
+            fleet = ready.result()
+            with self._lock:
+                units, self._left = list(self._left), deque()
+            self._run.set_result(fleet.submit(units))
+        except BaseException as error:
+            self._run.set_exception(error)
+
+    def next_share(self) -> int | None:
+        """Wait a moment for a share that this process shall compute; None if there is none now."""
+        with self._lock:
+            if self._left and not self.request.delegate:
+                share = self._left.popleft().index
+                self._mine.add(share)
+                return share
+        return self._offered()
+
+    def _offered(self) -> int | None:
+        if self._run is None:
+            return None
+        try:
+            run = self._run.result(_WAIT_S)
+        except NotYet:
+            return None
+        if not self._joined and not self.request.delegate:
+            self._joined = True
+            run.join_local()
+        unit = run.next_local(_WAIT_S)
+        return None if unit is None else unit.index
+
+    def add_local(self, share: int, values: Mapping[str, list[Any]]) -> None:
+        """Hand in a share that this process computed."""
+        packed = pack(dict(values), f"share {share}")
+        if share in self._mine:
+            self._own[share] = packed
+            return
+        assert self._run is not None
+        run = self._run.result()
+        run.finish_local(Unit(run_id=run.id, index=share, prompt={}), Result(values=packed))
+
+    @property
+    def complete(self) -> bool:
+        """True when all shares are here. Raises what the fleet or the run failed with."""
+        run_ended = self._run is None or (self._run.done() and self._run.result().wait(0))
+        return run_ended and not self._left and len(self._own) == len(self._mine)
+
+    @property
+    def num_collected(self) -> int:
+        """How many shares are here."""
+        run = self._run
+        elsewhere = run.result().deliveries if run and run.done() and not run.exception() else ()
+        return len(self._own) + len(elsewhere)
+
+    def values(self) -> list[Packed]:
+        """What each share gave, in share order; only when complete."""
+        elsewhere = self._run.result().results() if self._run else []
+        shares = {**self._own, **{each.unit.index: _packed(each) for each in elsewhere}}
+        if len(shares) != self.shares:
+            raise ComfyFleetError(f"{len(shares)} of {self.shares} shares arrived.")
+        return [shares[index] for index in sorted(shares)]
+
+    def cancel(self, reason: str) -> None:
+        """Stop what still runs, also if the fleet is only starting."""
+        if self._run is not None:
+            self._run.add_done_callback(lambda run: _cancel(run, reason))
+
+
+def linked(node: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Link]:
+    """Those of the inputs that are connected, with where they come from."""
+    found = {name: as_link(node["inputs"].get(name)) for name in names}
+    return {name: link for name, link in found.items() if link is not None}
+
+
+def _packed(delivery: Delivery) -> Packed:
+    if delivery.result.values is None:
+        raise ComfyFleetError(f"worker {delivery.worker_id} returned no values for its share.")
+    return delivery.result.values
+
+
+def _cancel(run: Future[Run], reason: str) -> None:
+    if run.exception() is None:
+        run.result().cancel(reason)
