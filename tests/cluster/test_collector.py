@@ -74,6 +74,31 @@ def test_a_cached_collector_dispatches_nothing(master: Master) -> None:
     assert worker_logs(master) == before
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"sizes": "16\n24\n32", "shares": 3}, {"sizes": "16\n24\n40", "shares": 3}),
+        ({"sizes": "16\n24", "shares": 3}, {"sizes": "16\n24", "shares": 5}),
+    ],
+)
+def test_nothing_of_an_earlier_prompt_comes_back(
+    master: Master, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    """Shares that the master computes by expansion are another prompt's, not the cache's."""
+    master.run(prompts.empty_images(output=2, **first))
+    entry = master.run(prompts.empty_images(output=2, **second))
+    lines = second["sizes"].split()
+    widths = [picture.shape[1] for picture in pictures(master.files(entry, "4"))]
+    assert widths == [int(lines[i % len(lines)]) for i in range(second["shares"])]
+
+
+def test_an_output_wired_later_is_said_to_be_missing(master: Master) -> None:
+    """The collector comes from ComfyUI's cache, made when nothing used its joined images."""
+    master.run(prompts.empty_images(sizes="48\n56", shares=2, output=2))
+    entry = master.finish(master.queue(prompts.empty_images(sizes="48\n56", shares=2, output=0)))
+    assert "cannot be one batch" in error_of(entry)
+
+
 def test_different_sizes_are_an_error_that_names_the_shares(master: Master) -> None:
     entry = master.finish(master.queue(prompts.empty_images(sizes="16\n32\n16", shares=3)))
     text = error_of(entry)
@@ -138,7 +163,7 @@ def test_an_output_whose_input_is_not_connected_is_an_error(master: Master) -> N
     prompt = prompts.empty_images(sizes="16", shares=2, output=0)
     prompt["3"]["inputs"] = {"value": ["2", 0], "shares": 2, "delegate": False}
     entry = master.finish(master.queue(prompt))
-    assert "the output images is used" in error_of(entry)
+    assert "output images is used" in error_of(entry)
 
 
 def test_a_failing_share_fails_the_prompt_with_the_workers_traceback(master: Master) -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.cluster
 
 WORKFLOW = str(demo_dir() / "workflow.json")
 #: Units long enough to be hit in the middle: some seconds each on one core.
-LONG = ("--set", "5.steps=150", "--seed", "1", "--count", "6")
+LONG = ("--set", "5.steps=80", "--seed", "1", "--count", "6")
 
 
 @contextmanager
@@ -115,8 +115,8 @@ def test_resume_runs_only_what_is_missing(tmp_path: Path, undisturbed: dict[str,
 
 
 def test_a_master_goes_on_when_its_worker_is_killed(master: Master) -> None:
-    calm = master.run(prompts.collected(shares=6, seed=300, steps=150))
-    prompt_id = master.queue(prompts.collected(shares=6, seed=300, steps=150) | _fresh())
+    calm = master.run(prompts.collected(shares=6, seed=300, steps=80))
+    prompt_id = master.queue(prompts.collected(shares=6, seed=300, steps=80) | _fresh())
     victim = worker_pids(master.process.pid)[0]
     wait_until(lambda: busy(victim), "the worker to compute")
     os.kill(victim, signal.SIGKILL)

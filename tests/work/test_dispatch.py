@@ -398,8 +398,25 @@ def test_the_overdue_worker_may_still_win():
 def test_progress_extends_the_deadline():
     fleet, unit, t = overdue_fleet()
     assert fleet.progress("a", unit, 0.5, at=t + 25) == []
-    assert fleet.tick(at=t + 99) == []  # 25 s more expected, three times that allowed
-    assert fleet.tick(at=t + 100) == [start("b", unit)]
+    assert fleet.tick(at=t + 39) == []  # 5 s more expected, three times that allowed
+    assert fleet.tick(at=t + 40) == [start("b", unit)]
+
+
+def test_the_pace_of_progress_tells_how_long_it_takes():
+    fleet = Fleet("a", "b", min_deadline_s=1.0)
+    (unit,) = make_units(1)
+    fleet.submit(unit)
+    fleet.progress("a", unit, 0.1, at=100)  # loading the model took long, and says nothing
+    assert fleet.dispatch.next_deadline() is None
+    fleet.progress("a", unit, 0.2, at=101)
+    assert fleet.dispatch.next_deadline() == pytest.approx(101 + 10 * 8)
+
+
+@pytest.mark.parametrize("fraction", [float("nan"), -1.0, 0.0, 1e-9])
+def test_progress_that_is_none_is_ignored(fraction):
+    fleet, unit, t = overdue_fleet()
+    fleet.progress("a", unit, fraction, at=t + 25)
+    assert fleet.tick(at=t + 30) == [start("b", unit)]
 
 
 def test_progress_of_an_overdue_unit_takes_back_the_offer():
@@ -408,7 +425,7 @@ def test_progress_of_an_overdue_unit_takes_back_the_offer():
     fleet.submit(other, at=t + 5)
     fleet.tick(at=t + 30)
     assert fleet.dispatch.num_pending == 1
-    fleet.progress("a", unit, 0.9, at=t + 31)
+    fleet.progress("a", unit, 0.5, at=t + 31)
     assert fleet.dispatch.num_pending == 0
 
 

@@ -21,6 +21,12 @@ from comfyfleet.errors import FleetError
 
 T = TypeVar("T")
 
+_SCRIPT_ENVIRONMENT = {
+    "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+}
+
 #: A node of ours: when ComfyUI has it, our pack is among its custom nodes already.
 _OWN_NODE = "FleetReturn"
 
@@ -57,13 +63,15 @@ def redirect_output(log_file: Path) -> None:
     _kept_streams.extend([sys.stdout, sys.stderr])
 
 
-def boot(comfyui: Path, flags: Sequence[str], pack: Path) -> RunningComfy:
+def boot(comfyui: Path, flags: Sequence[str], *, pack: Path, folder: Path) -> RunningComfy:
     """Start the ComfyUI that lies in ``comfyui`` with these command-line flags.
 
     ``pack`` is our own folder: it is loaded as a custom node unless ComfyUI has found it already.
+    Log files that ComfyUI writes by itself go into ``folder``.
     """
     with _reserved_port() as port:
-        main = _import_main(comfyui, [*flags, "--listen", "127.0.0.1", "--port", str(port.number)])
+        address = ("--listen", "127.0.0.1", "--port", str(port.number))
+        main = _import_main(comfyui, [*flags, *address], folder)
         loop, _server, start_all = main.start_comfyui()
         loop.run_until_complete(_load_own_nodes(pack))
         thread = threading.Thread(
@@ -96,16 +104,33 @@ class _reserved_port:
         self._socket.close()
 
 
-def _import_main(comfyui: Path, flags: list[str]) -> Any:
+def _import_main(comfyui: Path, flags: list[str], folder: Path) -> Any:
     sys.argv = [str(comfyui / "main.py"), *flags]
     sys.path.insert(0, str(comfyui))
     # What main.py does only as a script, and before torch is imported.
+    for name, value in _SCRIPT_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if "--deterministic" in flags:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     options = importlib.import_module("comfy.options")
     options.enable_args_parsing()
+    _keep_logs_in(folder)
     importlib.import_module("cuda_malloc")
     return importlib.import_module("main")
+
+
+def _keep_logs_in(folder: Path) -> None:
+    """Newer ComfyUI also logs into files of the current folder, which workers share: move them."""
+    logger = importlib.import_module("app.logger")
+    setup = logger.setup_logger
+
+    def moved(*args: Any, file_outputs: Sequence[tuple[str, str]] = (), **options: Any) -> None:
+        if file_outputs:
+            own = [(level, str(folder / Path(name).name)) for level, name in file_outputs]
+            options["file_outputs"] = own
+        setup(*args, **options)
+
+    logger.setup_logger = moved
 
 
 async def _load_own_nodes(pack: Path) -> None:

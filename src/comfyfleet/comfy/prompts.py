@@ -18,6 +18,20 @@ def current_prompt_id() -> str:
     return str(context.prompt_id)
 
 
+def running_prompt() -> dict[str, Any]:
+    """The prompt whose node calls this, as it was queued; empty outside of any."""
+    context = get_executing_context()
+    running, _ = server.PromptServer.instance.prompt_queue.get_current_queue_volatile()
+    found = (item[2] for item in running if context and str(item[1]) == context.prompt_id)
+    return dict(next(found, {}))
+
+
+def current_node_id() -> str:
+    """The id of the node that calls this; empty outside of any."""
+    context = get_executing_context()
+    return str(context.node_id) if context else ""
+
+
 def running_prompt_ids() -> set[str]:
     """Prompts that this ComfyUI runs at this moment."""
     running, _ = server.PromptServer.instance.prompt_queue.get_current_queue_volatile()

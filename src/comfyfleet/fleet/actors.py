@@ -52,7 +52,7 @@ class Actors:
         except asyncio.TimeoutError:
             answer = Failure(message=f"no answer after {_START_TIMEOUT_S:.0f} s")
         except ray.exceptions.RayError as error:
-            answer = Failure(message=f"its process ended: {_first_line(error)}")
+            answer = Failure(message=f"its process ended: {error}")
         if isinstance(answer, WorkerInfo):
             return answer
         spec = self._specs[worker_id]

@@ -14,6 +14,8 @@ import secrets
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +23,9 @@ from typing import Any
 from comfyfleet.errors import FleetError
 from comfyfleet.fleet import guard
 from comfyfleet.fleet.registry import PREFIX, sessions_root
+
+#: The folder that holds this package, in a checkout and in an installation.
+_SOURCES = Path(__file__).resolve().parents[2]
 
 #: Shared memory for results on their way; Ray spills to disk beyond it.
 _OBJECT_STORE_BYTES = 2 * 1024**3
@@ -68,16 +73,13 @@ class Session:
     def start(self) -> None:
         """Start Ray. Raises FleetError if another pack uses Ray here, or if it does not start."""
         ray = _import_ray(self._write_token())
-        os.environ[guard.SESSION_MARK] = str(self.folder)
         # Ray notes that it sets no signal handler outside the main thread, which is as it should.
         logging.getLogger("ray").setLevel(logging.ERROR)
         try:
-            ray.init(**self._options())
+            with _environment(**self._inherited()):
+                ray.init(**self._options())
         except Exception as error:
             raise FleetError(f"Ray did not start: {type(error).__name__}: {error}") from error
-        finally:
-            # What this process starts later for itself is no part of the fleet.
-            del os.environ[guard.SESSION_MARK]
 
     def stop(self) -> None:
         """Shut Ray down."""
@@ -100,6 +102,15 @@ class Session:
             file.write(_token)
         return path
 
+    def _inherited(self) -> dict[str, str]:
+        """What Ray's processes, and no others of this one, get: the mark, and where we lie.
+
+        Installed as a custom node, this package is on ``sys.path`` of the master alone.
+        """
+        path = [str(_SOURCES), os.environ.get("PYTHONPATH", "")]
+        joined = os.pathsep.join(entry for entry in path if entry)
+        return {guard.SESSION_MARK: str(self.folder), "PYTHONPATH": joined}
+
     def _options(self) -> dict[str, Any]:
         return {
             "address": "local",
@@ -112,6 +123,21 @@ class Session:
             # Below our own folder: Ray opens the one that it is given to everybody.
             "_temp_dir": str(self.folder / "ray"),
         }
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """These variables, and afterwards what was there before."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _import_ray(token: Path) -> ModuleType:

@@ -32,6 +32,9 @@ _OWN_FLAGS: dict[str, str | int] = {
     "--enable-manager": 0,
     "--enable-manager-legacy-ui": 0,
     "--disable-manager-ui": 0,
+    # Each worker would scan, and hash, all models into a database of its own.
+    "--enable-assets": 0,
+    "--enable-asset-hashing": 0,
 }
 
 

@@ -34,7 +34,9 @@ class Worker:
         self._current: tuple[str, str] | None = None
         self._fault = ""
         try:
-            self._comfy = boot.boot(spec.host.comfyui, spec.flags, spec.pack)
+            self._comfy = boot.boot(
+                spec.host.comfyui, spec.flags, pack=spec.pack, folder=spec.folder
+            )
             self._runner = self._comfy.call(_make_runner(self._comfy.url))
         except BaseException as error:
             # Told by ``info``: a constructor's exception would reach the owner wrapped by Ray.
@@ -64,7 +66,7 @@ class Worker:
 
     def run(self, unit: Unit) -> Iterator[Progress | Failure | Result]:
         """Run a unit: its progress, then one Result or one Failure."""
-        prompt_id = uuid.uuid4().hex
+        prompt_id = str(uuid.uuid4())
         self._current = (unit.id, prompt_id)
         events: queue.SimpleQueue[Progress | Failure | Result] = queue.SimpleQueue()
         work = self._runner.run(unit.prompt, prompt_id, lambda done: events.put(Progress(done)))

@@ -258,14 +258,12 @@ class Dispatch:
 
     def _on_unit_progress(self, event: UnitProgress) -> None:
         attempt = self._find_attempt(event.worker_id, event.unit_id)
-        # Written so that NaN ends here too.
-        if attempt is None or attempt.interrupted or not event.fraction > attempt.fraction:
+        if attempt is None or attempt.interrupted:
             return
-        attempt.fraction = min(event.fraction, 1.0)
-        elapsed = self._now - attempt.start
-        attempt.expected = elapsed / attempt.fraction
-        left = attempt.patience * (attempt.expected - elapsed)
-        at = self._now + max(self._policy.min_deadline_s, left)
+        left_s = attempt.advance(event.fraction, self._now)
+        if left_s is None:
+            return
+        at = self._now + max(self._policy.min_deadline_s, attempt.patience * left_s)
         if not attempt.overdue:
             self._alarms.set(attempt, max(at, attempt.alarm or at))
         else:

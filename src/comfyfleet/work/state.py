@@ -11,6 +11,9 @@ from typing import Literal
 from comfyfleet.work.pool import Pool
 from comfyfleet.work.units import Failure, Unit
 
+#: No sampler makes that many steps: less is noise, and would give absurd estimates.
+_MIN_PROGRESS = 1e-4
+
 WorkerState = Literal["idle", "busy", "stuck"]
 
 
@@ -126,6 +129,8 @@ class Attempt:
     #: Seconds of patience per second expected.
     patience: float
     fraction: float = 0.0
+    #: Time and fraction of the first progress: what came before was loading.
+    first_progress: tuple[float, float] | None = None
     overdue: bool = False
     interrupted: bool = False
     over: bool = False
@@ -136,3 +141,21 @@ class Attempt:
     @property
     def wanted(self) -> bool:
         return not (self.job.done or self.job.run.ended)
+
+    def advance(self, fraction: float, now: float) -> float | None:
+        """Take in progress; returns the seconds left as estimated, None if there is nothing new."""
+        fraction = min(fraction, 1.0)
+        if not fraction - self.fraction >= _MIN_PROGRESS:  # written so that NaN ends here too
+            return None
+        self.fraction = fraction
+        if self.first_progress is None:
+            self.first_progress = (now, fraction)
+            whole_s = self.expected
+        else:
+            since, first = self.first_progress
+            whole_s = (now - since) / (fraction - first)
+        if whole_s is None:
+            return None
+        left_s = whole_s * (1 - fraction)
+        self.expected = now - self.start + left_s
+        return left_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from itertools import compress
 from typing import Any
 
 from comfy.utils import ProgressBar
@@ -24,9 +25,6 @@ COLLECTED = ("images", "audio", "value")
 
 #: The collector's outputs, in order.
 OUTPUTS = ("images", "audio", "images_list", "values")
-
-#: Those that are lists.
-LISTS = ("images_list", "values")
 
 
 def collected_inputs() -> list[Any]:
@@ -89,6 +87,10 @@ class FleetCollector(io.ComfyNode):
         cls, shares: list[int], delegate: list[bool], **_collected: Any
     ) -> list[str]:
         return ask(cls.hidden, shares[0], delegate[0])
+
+    @classmethod
+    def fingerprint_inputs(cls, **_inputs: Any) -> str:
+        return missed()
 
     @classmethod
     async def execute(
@@ -161,9 +163,11 @@ async def advance(collection: Collection) -> io.NodeOutput:
         if share is not None:
             return expand(collection, share)
     master().end(collection.request.node_id)
-    return outputs_of(
-        [unpack(packed, copy=False) for packed in collection.values()], _used(collection)
-    )
+    shares = [unpack(packed, copy=False) for packed in collection.values()]
+    outputs = outputs_of(shares, _used(collection.prompt, collection.request.node_id))
+    blocked = [isinstance(output, ExecutionBlocker) for output in outputs.args]
+    _missing[collection.request.node_id] = frozenset(compress(OUTPUTS, blocked))
+    return outputs
 
 
 def expand(collection: Collection, share: int) -> io.NodeOutput:
@@ -184,9 +188,8 @@ def expand(collection: Collection, share: int) -> io.NodeOutput:
 def outputs_of(shares: list[dict[str, list[Any]]], used: frozenset[str]) -> io.NodeOutput:
     """The collector's outputs from its shares, which may be views of memory that is not ours.
 
-    What was not connected, or cannot be joined, is an error if something downstream uses it. If
-    nothing does, the output is blocked with the same words: it may be wired later, when ComfyUI
-    has this node's outputs in its cache and does not ask again.
+    What was not connected, or cannot be joined, is an error if something downstream uses it, and
+    blocked if nothing does; see ``missed`` for what happens when it is wired later.
     """
     images = [share.get("images", []) for share in shares]
     audio = [share.get("audio", []) for share in shares]
@@ -216,13 +219,26 @@ def _output(
         if name in used:
             raise
         blocker = ExecutionBlocker(str(error))
-        return [blocker] if name in LISTS else blocker
+        return blocker
 
 
-def _used(collection: Collection) -> frozenset[str]:
+#: Collector's node id -> outputs that its last execution could not give.
+_missing: dict[str, frozenset[str]] = {}
+
+
+def missed() -> str:
+    """A collector's fingerprint: another one when the prompt uses an output that is missing.
+
+    Nothing used it when the collector ran. Without this ComfyUI would take the collector from its
+    cache and leave out what depends on the missing output; so it runs again, and says why not.
+    """
+    node_id = prompts.current_node_id()
+    used = _used(prompts.running_prompt(), node_id)
+    return " ".join(sorted(used & _missing.get(node_id, frozenset())))
+
+
+def _used(prompt: Mapping[str, Any], node_id: str) -> frozenset[str]:
     """The collector's outputs that some node of the prompt takes."""
-    links = (
-        as_link(value) for node in collection.prompt.values() for value in node["inputs"].values()
-    )
-    mine = {link[1] for link in links if link and link[0] == collection.request.node_id}
-    return frozenset(OUTPUTS[slot] for slot in mine)
+    links = (as_link(value) for node in prompt.values() for value in node["inputs"].values())
+    slots = {link[1] for link in links if link and link[0] == node_id}
+    return frozenset(OUTPUTS[slot] for slot in slots)

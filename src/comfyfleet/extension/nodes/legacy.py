@@ -20,7 +20,7 @@ from comfyfleet.extension.nodes.batches import (
     FleetBatchDivider,
     FleetEmptyImage,
 )
-from comfyfleet.extension.nodes.collector import ask, collect
+from comfyfleet.extension.nodes.collector import ask, collect, missed
 from comfyfleet.extension.nodes.values import FleetModelName, FleetSeed, convert
 
 
@@ -130,6 +130,10 @@ class DistributedCollector(io.ComfyNode):
     def check_lazy_status(cls, load_balance: list[bool], **_collected: Any) -> list[str]:
         delegate = load_balance[0] and master().has_workers
         return ask(cls.hidden, int(load_balance[0]), delegate)
+
+    @classmethod
+    def fingerprint_inputs(cls, **_inputs: Any) -> str:
+        return missed()
 
     @classmethod
     async def execute(cls, load_balance: list[bool], **collected: Any) -> io.NodeOutput:
