@@ -121,7 +121,7 @@ def _import_main(comfyui: Path, flags: list[str], folder: Path) -> Any:
 
 def _keep_logs_in(folder: Path) -> None:
     """Newer ComfyUI also logs into files of the current folder, which workers share: move them."""
-    logger = importlib.import_module("app.logger")
+    logger: Any = importlib.import_module("app.logger")
     setup = logger.setup_logger
 
     def moved(*args: Any, file_outputs: Sequence[tuple[str, str]] = (), **options: Any) -> None:

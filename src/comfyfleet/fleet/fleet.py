@@ -287,8 +287,10 @@ class Fleet:
         if worker_id != local_worker(run_id):
             assert self._actors is not None
             self._spawn(self._actors.interrupt(worker_id, unit_id))
-        elif run_id in self._runs:
-            self._runs[run_id][0].withdraw(unit_id)
+        elif run_id in self._runs and self._runs[run_id][0].withdraw(unit_id):
+            failure = Failure(message="withdrawn before it began")
+            event = UnitFailed(worker_id=worker_id, unit_id=unit_id, failure=failure)
+            self._loop.call_soon(self._handle, event)
 
     def _deliver(self, unit: Unit, worker_id: str, seconds: float) -> None:
         run, _ = self._runs[unit.run_id]

@@ -108,9 +108,12 @@ class Run:
             self._offers.append(unit)
             self._changed.notify_all()
 
-    def withdraw(self, unit_id: str) -> None:
+    def withdraw(self, unit_id: str) -> bool:
+        """Take an offer back; False if it has been accepted already."""
         with self._changed:
+            before = len(self._offers)
             self._offers = deque(unit for unit in self._offers if unit.id != unit_id)
+            return len(self._offers) < before
 
     def deliver(self, delivery: Delivery) -> None:
         with self._changed:

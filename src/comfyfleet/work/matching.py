@@ -9,7 +9,7 @@ from operator import itemgetter
 
 from comfyfleet.work.policy import Policy
 from comfyfleet.work.roster import Bench
-from comfyfleet.work.state import Job, Run, Wait, Worker
+from comfyfleet.work.state import Attempt, Job, Run, Wait, Worker
 from comfyfleet.work.tail import Ladder
 
 
@@ -76,22 +76,22 @@ class Matcher:
                 i += 1
                 continue
             num_pending = num_ahead + len(run.pool)
-            seconds = self._ladder.find_wait(worker, job, num_pending, self._now)
-            if seconds is None:
+            found = self._ladder.find_wait(worker, job, num_pending, self._now)
+            if found is None:
                 yield worker, job
             else:
-                self._let_wait(run, slowness, seconds)
+                self._let_wait(run, slowness, *found)
 
-    def _let_wait(self, run: Run, slowness: float, seconds: float) -> None:
+    def _let_wait(self, run: Run, slowness: float, seconds: float, coming: Attempt) -> None:
         """Let measured workers as slow as this leave the run alone for a part of that time."""
-        pause_s = max(self._policy.min_recheck_s, self._policy.recheck_fraction * seconds)
-        run.wait = Wait(slowness=slowness, until=self._now + pause_s, news=self._num_news)
+        until = self._now + max(self._policy.min_recheck_s, self._policy.recheck_fraction * seconds)
+        run.wait = Wait(slowness=slowness, until=until, coming=coming, news=self._num_news)
 
     def _waits(self, run: Run, slowness: float) -> bool:
         wait = run.wait
         if wait is None or not wait.slowness <= slowness < math.inf:
             return False
-        if self._now >= wait.until or self._num_news != wait.news:
+        if self._now >= wait.until or wait.coming.over or self._num_news != wait.news:
             run.wait = None
             return False
         self.recheck_at = min(wait.until, self.recheck_at or wait.until)

@@ -66,6 +66,8 @@ class Wait:
 
     slowness: float
     until: float
+    #: What one of those faster ones has in hand: when it is over, all is reckoned anew.
+    coming: Attempt
     #: See `Matcher.end_waits`.
     news: int
 

@@ -8,7 +8,7 @@ import math
 
 from comfyfleet.work.roster import Place, place_of
 from comfyfleet.work.speed import Speed
-from comfyfleet.work.state import Job, Worker
+from comfyfleet.work.state import Attempt, Job, Worker
 
 _CHUNK = 16  # workers looked at between two looks at whether the rest can matter
 
@@ -37,10 +37,13 @@ class Ladder:
             del self._order[bisect.bisect_left(self._order, place)]
         self._num_changes += 1
 
-    def find_wait(self, worker: Worker, job: Job, num_pending: int, now: float) -> float | None:
-        """Seconds that the job would take here, if faster workers end ALL pending ones sooner.
+    def find_wait(
+        self, worker: Worker, job: Job, num_pending: int, now: float
+    ) -> tuple[float, Attempt] | None:
+        """Should the worker leave the job to faster ones, who end ALL pending ones sooner?
 
-        None: the worker should take it. Only busy workers count as faster ones, because the
+        None: it should take it. Else the seconds that the job would take here, and what one of
+        those waited for has in hand. Only busy workers count as faster ones, because the
         idle ones are asked in order of speed: so for all that waits there is somebody coming.
         """
         place = self._places.get(worker.id)
@@ -54,18 +57,24 @@ class Ladder:
             if num_pending >= place[0] * (rates[num_faster] - rates[first]):
                 return None
             others = self._order[first : min(first + _CHUNK, num_faster)]
-            num_pending -= self._num_sooner(others, job, now, now + mine)
-            if num_pending <= 0:
-                return mine
+            num, attempt = self._count_sooner(others, job, now, now + mine)
+            num_pending -= num
+            if num_pending <= 0 and attempt is not None:
+                return mine, attempt
         return None
 
-    def _num_sooner(self, others: list[Place], job: Job, now: float, until: float) -> int:
-        """How many average units they end before ``until``, after what they have in hand."""
+    def _count_sooner(
+        self, others: list[Place], job: Job, now: float, until: float
+    ) -> tuple[int, Attempt | None]:
+        """How many average units they end before ``until``, after what they have in hand.
+
+        With the last attempt in hand of those who end any.
+        """
         # The one loop over workers there is: no call in it that can be spared.
         run, model_key = job.run, job.unit.model_key
         cost = run.pool.cost / len(run.pool)
         scopes = (None, run.id)
-        num = 0
+        num, coming = 0, None
         for _, _, other in others:
             attempt = other.attempt
             if attempt is None or attempt.expected is None or other.stuck:
@@ -79,9 +88,12 @@ class Ladder:
             own = other.paces.get(model_key)
             pace = own.value if own is not None else self._speed.find_pace(other, model_key)
             each_s = (pace or 0.0) * cost
-            if each_s > 0 and other.id not in job.failures:
-                num += math.ceil((until - free_at) / each_s) - 1
-        return num
+            if each_s <= 0 or other.id in job.failures:
+                continue
+            more = math.ceil((until - free_at) / each_s) - 1
+            if more:
+                num, coming = num + more, attempt
+        return num, coming
 
     def _current_rates(self) -> list[float]:
         """Good to some part in sixteen of the workers: that keeps it cheap for a thousand."""
