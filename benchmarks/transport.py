@@ -3,9 +3,9 @@
 From a unit's start on a worker that has the images in its cache to one joined batch in the
 master's own memory: ComfyUI's run of the return node, pack, Ray's object store, unpack, join.
 Compared, in the same rounds, with a plain copy of the same bytes (numpy's ``copy``: into new
-memory, as a result needs it), with the same copy into memory that is there already (``ratio_memcpy_warm``:
-no result can be had that way, it is the machine's own limit), and with what the peer does for each
-image: 8-bit PNG, base64, JSON, and back.
+memory, as a result needs it), with the same copy into memory that is there already (no result can
+be had that way: ``ratio_memcpy_warm`` is against the machine's own limit), and with what the peer
+does for each image: 8-bit PNG, base64, JSON, and back.
 """
 
 from __future__ import annotations

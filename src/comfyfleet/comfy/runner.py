@@ -16,7 +16,11 @@ from comfyfleet.comfy import returns
 from comfyfleet.comfy.client import ComfyClient
 from comfyfleet.comfy.values import pack
 from comfyfleet.errors import RunCancelled
+from comfyfleet.graph import node_digests, with_input
 from comfyfleet.work import OutputFile, Result
+
+#: The internal node at the end of a unit's graph; see ``extension.nodes.internal``.
+RETURN_NODE = "FleetReturn"
 
 #: The input that names the attempt; no pack's own node has one of this name.
 _ATTEMPT = "comfyfleet_attempt"
@@ -26,9 +30,14 @@ _PROGRESS_INTERVAL_S = 0.1
 
 
 class Runner:
-    """Runs one unit at a time. Made, and used, on ComfyUI's event loop."""
+    """Runs one unit at a time. Made, and used, on ComfyUI's event loop.
 
-    def __init__(self, url: str) -> None:
+    With ``takes_files`` the output folder is this worker's own, and what is saved leaves it.
+    """
+
+    def __init__(self, url: str, *, takes_files: bool) -> None:
+        self._takes_files = takes_files
+        self._outputs_seen: set[str] = set()
         # No limit on time: units take as long as they take.
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None))
         self._client = ComfyClient(url, self._session)
@@ -38,7 +47,7 @@ class Runner:
         self, prompt: Mapping[str, Any], prompt_id: str, on_progress: Callable[[float], None]
     ) -> Result:
         """Run a prompt to its end; see ComfyClient.run for what it raises."""
-        keyed = _with_key(prompt, prompt_id)
+        keyed = self._with_key(prompt, prompt_id)
         self._task = asyncio.ensure_future(
             self._client.run(keyed, prompt_id, _throttled(on_progress))
         )
@@ -49,7 +58,8 @@ class Runner:
         finally:
             values = returns.take(prompt_id)
         packed = None if values is None else pack(values, "the result")
-        return Result(values=packed, files=tuple(_take_files(outputs)))
+        files = tuple(_take_files(outputs)) if self._takes_files else ()
+        return Result(values=packed, files=files)
 
     async def interrupt(self, prompt_id: str) -> None:
         """Stop the prompt. One that had not begun ends without an event, so it is ended here."""
@@ -57,17 +67,22 @@ class Runner:
         if not running and self._task is not None:
             self._task.cancel()
 
+    def _with_key(self, prompt: Mapping[str, Any], key: str) -> dict[str, Any]:
+        """Name the attempt in output nodes that must run although ComfyUI may have them cached.
 
-def _with_key(prompt: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Give each output node the attempt's key: it runs again although its inputs are cached.
-
-    Our return node returns under that key. Others ignore the input, as ComfyUI passes on only the
-    inputs that a class declares; without it a second equal unit would name files taken already.
-    """
-    return {
-        node_id: {**node, "inputs": {**node["inputs"], _ATTEMPT: key}} if _is_output(node) else node
-        for node_id, node in prompt.items()
-    }
+        These are our return node, which returns under that key, and any whose equal has run here
+        before: its files have been taken. Such nodes ignore the input, as ComfyUI passes on only
+        what a class declares. All others stay as they are, and so does what they save.
+        """
+        digests = node_digests(prompt)
+        outputs = {node_id for node_id, node in prompt.items() if _is_output(node)}
+        again = {node_id for node_id in outputs if digests[node_id] in self._outputs_seen}
+        self._outputs_seen |= {digests[node_id] for node_id in outputs}
+        again |= {node_id for node_id in outputs if prompt[node_id]["class_type"] == RETURN_NODE}
+        return {
+            node_id: with_input(node, _ATTEMPT, key) if node_id in again else node
+            for node_id, node in prompt.items()
+        }
 
 
 def _is_output(node: Mapping[str, Any]) -> bool:

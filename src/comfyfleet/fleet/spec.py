@@ -58,14 +58,12 @@ class WorkerSpec:
     environment: Mapping[str, str | None]
     folder: Path
     pack: Path
+    #: Output nodes save into the worker's own folder, and the fleet takes the files from there.
+    private_output: bool
 
     @property
     def log_file(self) -> Path:
         return self.folder / "comfyui.log"
-
-    @property
-    def output_folder(self) -> Path:
-        return self.folder / "output"
 
 
 def inherited_flags(flags: Sequence[str]) -> list[str]:
@@ -111,6 +109,7 @@ def worker_specs(
             },
             folder=folder_of[name],
             pack=pack,
+            private_output=private_output,
         )
         for name, device in zip(worker_ids(devices), devices, strict=True)
     ]

@@ -37,7 +37,7 @@ class Worker:
             self._comfy = boot.boot(
                 spec.host.comfyui, spec.flags, pack=spec.pack, folder=spec.folder
             )
-            self._runner = self._comfy.call(_make_runner(self._comfy.url))
+            self._runner = self._comfy.call(_make_runner(self._comfy.url, spec.private_output))
         except BaseException as error:
             # Told by ``info``: a constructor's exception would reach the owner wrapped by Ray.
             traceback.print_exc()
@@ -97,10 +97,10 @@ def _set_environment(spec: WorkerSpec) -> None:
     os.chdir(spec.host.cwd)
 
 
-async def _make_runner(url: str) -> Any:
+async def _make_runner(url: str, takes_files: bool) -> Any:
     from comfyfleet.comfy.runner import Runner
 
-    return Runner(url)
+    return Runner(url, takes_files=takes_files)
 
 
 def _ending(done: Any) -> Failure | Result:

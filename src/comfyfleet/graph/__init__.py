@@ -16,6 +16,7 @@ from comfyfleet.graph.prompt import (
     in_order,
     links_of,
     parse_prompt,
+    with_input,
 )
 from comfyfleet.graph.slice import cut, new_id, upstream
 from comfyfleet.graph.vary import (
@@ -56,4 +57,5 @@ __all__ = [
     "vary",
     "vary_seeds",
     "varying_nodes",
+    "with_input",
 ]
