@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comfyfleet.errors import InputError, WorkflowError
@@ -115,6 +115,7 @@ def test_read_refuses_a_wrong_assignment(tmp_path: Path) -> None:
         read(path, '6.samples=["99", 0]')
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.none() | st.integers(0, 2**64 - 1))
 def test_the_digest_does_not_depend_on_the_count(few: int, many: int, seed: int | None) -> None:
     assert batch(count=few, seed=seed).digest == batch(count=many, seed=seed).digest
@@ -154,6 +155,7 @@ def test_units_take_their_lines() -> None:
     assert [unit.prompt["1"]["inputs"]["values"] for unit in units] == ["16", "32", "48", "16"]
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(-2, 12)), st.integers(1, 10))
 def test_what_is_left_is_what_it_would_have_been(skip: set[int], count: int) -> None:
     every = {unit.index: unit.prompt for unit in batch(count=count).units("run")}
@@ -193,7 +195,7 @@ def test_nothing_is_written_before_the_first_result(tmp_path: Path) -> None:
 
 def test_a_unit_without_files_is_refused(tmp_path: Path) -> None:
     folder = OutputFolder(tmp_path / "out", batch(), resume=False)
-    with pytest.raises(InputError, match="saves no files. Add a node such as SaveImage"):
+    with pytest.raises(InputError, match=r"saves no files\. Add a node such as SaveImage"):
         folder.save(delivery(0))
     assert not folder.folder.exists()
 
@@ -204,6 +206,7 @@ def test_no_file_of_a_unit_replaces_another(tmp_path: Path) -> None:
     assert len(set(paths)) == 2
 
 
+@settings(deadline=None)
 @given(names=st.lists(st.text("ab./_", min_size=1, max_size=9), min_size=1, max_size=4))
 def test_no_name_leads_out_of_the_folder(
     names: list[str], tmp_path_factory: pytest.TempPathFactory

@@ -177,15 +177,16 @@ def test_a_cpu_worker_gets_no_flag_about_video_memory(flag: str) -> None:
 
 def test_private_output_is_asked_for() -> None:
     for spec in made([CUDA0, CPU], private_output=True):
-        assert value_of(spec, "--output-directory") == str(spec.output_folder)
-        assert spec.output_folder.parent == spec.folder
-    assert all("--output-directory" not in spec.flags for spec in made([CUDA0, CPU]))
+        assert value_of(spec, "--output-directory") == str(spec.folder / "output")
+        assert spec.private_output
+    for spec in made([CUDA0, CPU]):
+        assert "--output-directory" not in spec.flags and not spec.private_output
 
 
 def test_private_output_wins_over_the_masters() -> None:
     (spec,) = made([CPU], "--output-directory", "/pictures", private_output=True)
     last = len(spec.flags) - 1 - spec.flags[::-1].index("--output-directory")
-    assert spec.flags[last + 1] == str(spec.output_folder)
+    assert spec.flags[last + 1] == str(spec.folder / "output")
 
 
 def test_the_environment_marks_the_worker_and_shows_its_device(
