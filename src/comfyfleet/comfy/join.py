@@ -21,7 +21,7 @@ def join_images(shares: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
 
     Raises RunError naming the shares if sizes, channels or dtypes differ.
     """
-    _same(shares, "images", _image_form)
+    _same(shares, "images", _image_form, "Use the output images_list, or make all shares equal.")
     images = [image for share in shares for image in share]
     batch = sum(image.shape[0] for image in images)
     return torch.cat(images, out=_memory((batch, *images[0].shape[1:]), images[0].dtype))
@@ -35,23 +35,12 @@ def list_images(shares: Sequence[Sequence[torch.Tensor]], batch: object) -> list
     return [image.clone() for image in images]
 
 
-def own(value: Any) -> Any:
-    """The value with each tensor, at any depth of dicts, lists and tuples, copied."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: own(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(own(item) for item in value)
-    return value
-
-
 def join_audio(shares: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
     """All shares' sounds one after another in time: waveform [B, C, T] and sample_rate.
 
     Raises RunError naming the shares if sample rates, channels or batches differ.
     """
-    _same(shares, "audio", _audio_form)
+    _same(shares, "audio", _audio_form, "Make all shares equal, or collect them as value.")
     sounds = [sound for share in shares for sound in share]
     waveform = torch.cat([sound["waveform"] for sound in sounds], dim=-1)
     return {**sounds[0], "waveform": waveform}
@@ -63,10 +52,12 @@ def _memory(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     The first write to 200 MB in small pages took four times as long as the copy itself.
     """
     size = math.prod(shape) * dtype.itemsize
+    if size == 0:
+        return torch.empty(tuple(shape), dtype=dtype)
     return torch.from_numpy(np.empty(size, dtype=np.uint8)).view(dtype).reshape(*shape)
 
 
-def _same(shares: Sequence[Sequence[Any]], name: str, form_of: Any) -> None:
+def _same(shares: Sequence[Sequence[Any]], name: str, form_of: Any, remedy: str) -> None:
     forms: dict[str, list[int]] = {}
     for number, share in enumerate(shares):
         for item in share:
@@ -75,10 +66,7 @@ def _same(shares: Sequence[Sequence[Any]], name: str, form_of: Any) -> None:
         raise RunError(f"{name}: no share returned any.")
     if len(forms) > 1:
         found = "; ".join(f"{form} in share {_numbers(of)}" for form, of in forms.items())
-        raise RunError(
-            f"{name} differ between shares and cannot be one batch: {found}. Use the output "
-            "images_list, or make all shares equal in size and channels."
-        )
+        raise RunError(f"{name} differ between shares and cannot be one batch: {found}. {remedy}")
 
 
 def _numbers(shares: Sequence[int]) -> str:

@@ -43,7 +43,7 @@ def _strip(value: Any, buffers: list[Buffer], path: str) -> Any:
         return type(value)(items)
     if isinstance(value, Input.Video):
         return VideoRef(_strip(_components(value), buffers, path))
-    if isinstance(value, (*_PLAIN, np.ndarray, np.generic)):
+    if isinstance(value, _PLAIN) or getattr(value, "dtype", None) not in (None, np.dtype(object)):
         return value
     raise InputError(
         f"{path} is a {type(value).__module__}.{type(value).__qualname__}, which cannot leave the "
@@ -60,8 +60,8 @@ def _take(tensor: torch.Tensor, buffers: list[Buffer]) -> TensorRef:
 
 
 def _components(video: Any) -> dict[str, Any]:
-    parts = video.get_components()
-    return {"images": parts.images, "audio": parts.audio, "frame_rate": str(parts.frame_rate)}
+    parts = vars(video.get_components())
+    return {**parts, "frame_rate": str(parts["frame_rate"])}
 
 
 def unpack(packed: Packed, *, copy: bool = True) -> Any:
@@ -87,7 +87,10 @@ def _copied(buffer: Buffer) -> torch.Tensor:
 
 
 def _shaped(flat: torch.Tensor, ref: TensorRef) -> torch.Tensor:
-    return flat.view(getattr(torch, ref.dtype)).reshape(ref.shape)
+    dtype = getattr(torch, ref.dtype)
+    if flat.numel() == 0:
+        return torch.empty(ref.shape, dtype=dtype)
+    return flat.view(dtype).reshape(ref.shape)
 
 
 def _restore(value: Any, tensor: Callable[[TensorRef], torch.Tensor]) -> Any:
@@ -103,7 +106,6 @@ def _restore(value: Any, tensor: Callable[[TensorRef], torch.Tensor]) -> Any:
 
 
 def _video(parts: dict[str, Any]) -> Any:
-    components = Types.VideoComponents(
-        images=parts["images"], audio=parts["audio"], frame_rate=Fraction(parts["frame_rate"])
-    )
+    frame_rate = Fraction(parts["frame_rate"])
+    components = Types.VideoComponents(**{**parts, "frame_rate": frame_rate})
     return InputImpl.VideoFromComponents(components)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comfyfleet.errors import InputError
+from comfyfleet.errors import InputError, RunFailed
 from comfyfleet.fleet.run import Delivery
 from comfyfleet.graph import (
     digest,
@@ -87,6 +87,8 @@ class OutputFolder:
         self.folder = folder
         self._manifest: dict[str, Any] = {"batch": batch.digest, "name": batch.name, "units": {}}
         path = folder / _MANIFEST
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--out {folder}: is a file. Give a folder.")
         if path.exists():
             self._manifest = self._adopted(path, batch, resume)
         elif resume:
@@ -106,10 +108,13 @@ class OutputFolder:
         unit, result = delivery.unit, delivery.result
         if not result.files:
             raise InputError("the workflow saves no files. Add a node such as SaveImage.")
-        names = [f"{unit.index:04d}_{file.name.replace('/', '_')}" for file in result.files]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name, file in zip(names, result.files, strict=True):
-            (self.folder / name).write_bytes(file.data)
+        names = _names(unit.index, [file.name for file in result.files])
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name, file in zip(names, result.files, strict=True):
+                (self.folder / name).write_bytes(file.data)
+        except OSError as error:
+            raise RunFailed(f"cannot save run {unit.index} in {self.folder}: {error}") from error
         self._manifest["units"][str(unit.index)] = {
             "files": names,
             "worker": delivery.worker_id,
@@ -145,9 +150,23 @@ def _text(path: Path) -> str:
         raise InputError(f"cannot read the workflow {path}: {error}") from None
 
 
+def _names(index: int, names: Sequence[str]) -> list[str]:
+    """File names of one unit: flat, beginning with its number, all different."""
+    flat = [f"{index:04d}_{name.replace('/', '_')}" for name in names]
+    return [
+        name if name not in flat[:place] else f"{name[:4]}_{place}{name[4:]}"
+        for place, name in enumerate(flat)
+    ]
+
+
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}. Give another folder with --out.") from None
-    return dict(manifest)
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for index, unit in manifest["units"].items():
+            int(index)
+            if not all(isinstance(name, str) for name in unit["files"]):
+                raise ValueError(f"the files of run {index} are no names")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        text = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path} is damaged ({text}). Give another folder with --out.") from None
+    return manifest

@@ -37,8 +37,8 @@ def sweep(session: str) -> None:
         for process in found:
             try:
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
+            except psutil.Error:
+                continue  # it ended meanwhile; what cannot be ended is found again below
         if not psutil.wait_procs(found, timeout=1.0)[1] and not found:
             break
     shutil.rmtree(session, ignore_errors=True)

@@ -44,7 +44,7 @@ def write_record(folder: Path, workers: Sequence[WorkerInfo]) -> None:
 def read_records() -> list[FleetRecord]:
     """All fleets of this user that are alive."""
     records = map(_read, sorted(sessions_root().glob(f"{PREFIX}*/{_RECORD}")))
-    return [record for record in records if record and psutil.pid_exists(record.owner_pid)]
+    return [record for record in records if record]
 
 
 def _read(path: Path) -> FleetRecord | None:
@@ -52,7 +52,8 @@ def _read(path: Path) -> FleetRecord | None:
         if hasattr(os, "getuid") and path.parent.stat().st_uid != os.getuid():
             return None  # anybody may put such a folder there
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        return None  # it ended this moment
-    workers = tuple(WorkerInfo(**worker) for worker in data.pop("workers"))
-    return FleetRecord(**data, workers=workers)
+        workers = tuple(WorkerInfo(**worker) for worker in data.pop("workers"))
+        record = FleetRecord(**data, workers=workers)
+        return record if psutil.pid_exists(record.owner_pid) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None  # it ended this moment, or another version wrote it

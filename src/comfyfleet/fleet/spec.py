@@ -68,7 +68,8 @@ class WorkerSpec:
 
 def inherited_flags(flags: Sequence[str]) -> list[str]:
     """The flags of a master that its workers take over, in their order and as they were given."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    # Abbreviations as ComfyUI itself takes them: no flag of its others begins one of these.
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=True)
     for name, values in _OWN_FLAGS.items():
         if values == 0:
             own.add_argument(name, action="store_true")
@@ -78,7 +79,7 @@ def inherited_flags(flags: Sequence[str]) -> list[str]:
 
 
 def worker_id(device: Device, number: int) -> str:
-    """A name that says the device: cuda1, cpu0; ``number`` counts workers on equal devices."""
+    """A name that says the device: cuda1, cpu-0; ``number`` counts workers on equal devices."""
     stem = device.id.replace(":", "")
     return stem if number == 0 and device.kind != "cpu" else f"{stem}-{number}"
 
@@ -126,12 +127,16 @@ def worker_ids(devices: Sequence[Device]) -> list[str]:
     return names
 
 
+#: ComfyUI's choice of how to use a GPU's memory; --cpu is one of the same group.
+_GPU_MEMORY_FLAGS = {"--gpu-only", "--highvram", "--normalvram", "--lowvram", "--novram"}
+
+
 def _flags(device: Device, host: Host, folder: Path, private_output: bool) -> tuple[str, ...]:
     flags = [*inherited_flags(host.flags), "--disable-auto-launch"]
     flags += ["--temp-directory", str(folder)]
     flags += ["--database-url", f"sqlite:///{folder / 'comfyui.db'}"]
     if device.kind == "cpu":
-        flags.append("--cpu")
+        flags = [flag for flag in flags if flag not in _GPU_MEMORY_FLAGS] + ["--cpu"]
     if private_output:
         flags += ["--output-directory", str(folder / "output")]
     return tuple(flags)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -77,7 +78,7 @@ def choose_devices(
     free = [device for device in devices if device.kind != "cpu" and device.id not in taken]
     if request == "auto":
         return free
-    if request.lstrip("+-").isdigit():
+    if re.fullmatch(r"[+-]?[0-9]{1,9}", request):
         return _counted(int(request), free)
     by_id = {device.id: device for device in devices}
     names = [name.strip() for name in request.split(",")]
@@ -141,7 +142,10 @@ def _cuda_name(device: Device, inherited: Mapping[str, str]) -> str:
 def _rocm(device: Device, inherited: Mapping[str, str]) -> dict[str, str | None]:
     unique_id = _hip_unique_id(device.uuid)
     if unique_id is None:
-        return {"HIP_VISIBLE_DEVICES": _masked(device, inherited, "HIP_VISIBLE_DEVICES")}
+        # HIP looks at CUDA's mask when it has none of its own.
+        vendor = "HIP" if "HIP_VISIBLE_DEVICES" in inherited else "CUDA"
+        name = _masked(device, inherited, f"{vendor}_VISIBLE_DEVICES")
+        return {"HIP_VISIBLE_DEVICES": name, "CUDA_VISIBLE_DEVICES": None}
     # ROCr applies its mask before HIP does: an index inherited for HIP would not fit any more.
     rest: dict[str, str | None] = {"HIP_VISIBLE_DEVICES": None, "CUDA_VISIBLE_DEVICES": None}
     return {"ROCR_VISIBLE_DEVICES": f"GPU-{unique_id}", **rest}
@@ -158,5 +162,6 @@ def _hip_unique_id(uuid: str) -> str | None:
 
 
 def _masked(device: Device, inherited: Mapping[str, str], variable: str) -> str:
-    entries = [entry for entry in inherited.get(variable, "").split(",") if entry]
+    names = (name.strip() for name in inherited.get(variable, "").split(","))
+    entries = [name for name in names if name]
     return entries[device.index] if device.index < len(entries) else str(device.index)

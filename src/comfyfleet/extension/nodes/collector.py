@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from comfyfleet.comfy import prompts
-from comfyfleet.comfy.join import join_audio, join_images, list_images, own
+from comfyfleet.comfy.join import join_audio, join_images, list_images
 from comfyfleet.comfy.values import unpack
 from comfyfleet.errors import ComfyFleetError, InputError
 from comfyfleet.extension.collection import Collection, Request, linked
@@ -163,7 +163,9 @@ async def advance(collection: Collection) -> io.NodeOutput:
         if share is not None:
             return expand(collection, share)
     master().end(collection.request.node_id)
-    shares = [unpack(packed, copy=False) for packed in collection.values()]
+    # Joining copies images and sounds; other values leave shared memory here.
+    copy = "value" in collection.request.inputs
+    shares = [unpack(packed, copy=copy) for packed in collection.values()]
     outputs = outputs_of(shares, _used(collection.prompt, collection.request.node_id))
     blocked = [isinstance(output, ExecutionBlocker) for output in outputs.args]
     _missing[collection.request.node_id] = frozenset(compress(OUTPUTS, blocked))
@@ -193,7 +195,7 @@ def outputs_of(shares: list[dict[str, list[Any]]], used: frozenset[str]) -> io.N
     """
     images = [share.get("images", []) for share in shares]
     audio = [share.get("audio", []) for share in shares]
-    values = [own(value) for share in shares for value in share.get("value", [])]
+    values = [value for share in shares for value in share.get("value", [])]
     batch = _output("images", images, join_images, used)
     return io.NodeOutput(
         batch,
