@@ -46,6 +46,7 @@ BEFORE_ANY_WORKER = {
     "set on no node": (prompts.demo(), ("--set", "77.steps=1"), "5 (KSampler)"),
     "set on no input": (prompts.demo(), ("--set", "5.stepz=1"), "steps"),
     "no such device": (prompts.demo(), ("--workers", "cuda:7"), "no device 'cuda:7'"),
+    "no worker": (prompts.demo(), ("--workers", "0"), "--workers 0: nothing runs"),
     "too few workers": (prompts.demo(), ("--workers", "-2"), "-2 workers"),
     "no such ComfyUI": (prompts.demo(), ("--comfyui", "/nowhere"), "'/nowhere' is no ComfyUI"),
     "nothing to resume": (prompts.demo(), ("--resume",), "Start without --resume"),

@@ -57,7 +57,10 @@ def run(
     ] = None,
     workers: Annotated[
         str,
-        typer.Option(help="auto, a number, or a list of devices such as cuda:0,cuda:1 or cpu,cpu."),
+        typer.Option(
+            envvar="COMFYFLEET_WORKERS",
+            help="auto, a number, or a list of devices such as cuda:0,cuda:1 or cpu,cpu.",
+        ),
     ] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("output"),
     resume: Annotated[
@@ -83,7 +86,9 @@ def status(as_json: AsJson = False) -> None:
 
 @app.command()
 def doctor(
-    workers: Annotated[str, typer.Option(help="As for run: what would start?")] = "auto",
+    workers: Annotated[
+        str, typer.Option(envvar="COMFYFLEET_WORKERS", help="As for run: what would start?")
+    ] = "auto",
     comfyui: ComfyUI = None,
     as_json: AsJson = False,
 ) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 from rich.table import Table
 
+from comfyfleet.cli.run import devices_for
 from comfyfleet.cli.show import console
 from comfyfleet.cli.status import print_json
 from comfyfleet.config import find_comfyui
 from comfyfleet.fleet import spec
-from comfyfleet.planner import choose_devices, find_devices
+from comfyfleet.planner import find_devices
 
 _PACKAGES = ("comfyfleet", "ray", "torch", "torchvision", "torchaudio", "aiohttp", "numpy")
 
@@ -22,7 +23,7 @@ _PACKAGES = ("comfyfleet", "ray", "torch", "torchvision", "torchaudio", "aiohttp
 def show_doctor(*, workers: str, comfyui: str | None, as_json: bool) -> None:
     """Print it all. Raises InputError or FleetError for what would also stop a run."""
     devices = find_devices()
-    chosen = choose_devices(workers, devices) or choose_devices("1", devices)
+    chosen = devices_for(workers)
     host = find_comfyui(comfyui)
     report: dict[str, Any] = {
         "python": sys.version.split()[0],

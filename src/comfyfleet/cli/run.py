@@ -10,11 +10,11 @@ from pathlib import Path
 
 from comfyfleet.cli.show import Progress, closing_table, console, progress_view
 from comfyfleet.config import find_comfyui
-from comfyfleet.errors import WorkflowError
+from comfyfleet.errors import InputError, WorkflowError
 from comfyfleet.fleet import Delivery, Fleet, Host, Run, RunEvent, new_run_id
 from comfyfleet.fleet.batch import Batch, OutputFolder
 from comfyfleet.graph import missing_files
-from comfyfleet.planner import choose_devices, find_devices
+from comfyfleet.planner import Device, choose_devices, find_devices
 from comfyfleet.work import Result
 
 
@@ -29,11 +29,22 @@ def run_command(
     if len(done) == batch.count:
         console.print(f"nothing to do: all {batch.count} runs are in {out}")
         return
-    devices = choose_devices(workers, find_devices()) or choose_devices("1", find_devices())
+    devices = devices_for(workers)
     with closing(Fleet(devices, host, private_output=True)) as fleet:
         with console.status(f"starting {len(devices)} workers"):
             fleet.start()
         run_batch(fleet, batch, folder, done)
+
+
+def devices_for(workers: str) -> list[Device]:
+    """The devices that a request names; without any accelerator, "auto" is the CPU."""
+    found = find_devices()
+    chosen = choose_devices(workers, found)
+    if chosen:
+        return chosen
+    if workers == "auto":
+        return choose_devices("cpu", found)
+    raise InputError(f"--workers {workers}: nothing runs without a worker. Give 1 or more.")
 
 
 def check_files(batch: Batch, host: Host) -> None:

@@ -21,10 +21,11 @@ def show_status(*, as_json: bool) -> None:
     if not records:
         console.print("no fleet is running on this machine")
         return
-    table = Table("fleet of process", "worker", "device", "process", "memory", "log")
+    table = Table("fleet of process", "worker", "device", "process", "memory")
+    table.add_column("log", overflow="fold")
     for record in records:
         for worker in record.workers:
-            row = (worker.id, f"{worker.device} {worker.device_name}", str(worker.pid))
+            row = (worker.id, worker.device_name, str(worker.pid))
             table.add_row(str(record.owner_pid), *row, _memory(worker.pid), worker.log_file)
     console.print(table)
 
