@@ -10,7 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,25 @@ def wait_until(check: Callable[[], Any], what: str, timeout_s: float = 120.0) ->
     return value
 
 
-def marked_processes() -> Iterator[tuple[psutil.Process, str]]:
-    """Processes that belong to some fleet's session, with the session's folder."""
+#: Every process that this run of the tests starts inherits it.
+TEST_RUN = "COMFYFLEET_TEST_RUN"
+os.environ.setdefault(TEST_RUN, uuid.uuid4().hex)
+
+
+def marked_processes(*, ours: bool = True) -> list[tuple[psutil.Process, str]]:
+    """Processes of fleets' sessions with their folders; only those that these tests started."""
+    found = []
     for process in psutil.process_iter():
         try:
-            session = process.environ().get(guard.SESSION_MARK)
+            environment = process.environ()
+            alive = process.status() != psutil.STATUS_ZOMBIE
         except (psutil.Error, OSError):
             continue
-        if session and process.status() != psutil.STATUS_ZOMBIE:
-            yield process, session
+        session = environment.get(guard.SESSION_MARK)
+        mine = environment.get(TEST_RUN) == os.environ[TEST_RUN]
+        if session and alive and (mine or not ours):
+            found.append((process, session))
+    return found
 
 
 def run_command(*args: str, timeout_s: float = 180.0) -> subprocess.CompletedProcess[str]:

@@ -82,13 +82,13 @@ BY_COMFYUI = {
 @pytest.mark.parametrize("case", BEFORE_ANY_WORKER)
 def test_refused_before_any_worker_starts(case: str, tmp_path: Path) -> None:
     prompt, options, message = BEFORE_ANY_WORKER[case]
-    before = list(marked_processes())
+    before = marked_processes()
     out = ("--out", str(tmp_path / "out"))
     answer = run_command("run", saved(tmp_path, prompt), *out, *options)
     assert answer.returncode == 2, answer.stderr
     assert message in answer.stderr
     assert "Traceback" not in answer.stderr
-    assert list(marked_processes()) == before
+    assert marked_processes() == before
     assert not (tmp_path / "out").exists()
 
 
