@@ -185,19 +185,19 @@ def test_save_writes_files_and_manifest(tmp_path: Path) -> None:
         },
     }
     names = {path.name for path in folder.folder.iterdir()}
-    assert names == {"manifest.json", "0007_a.png", "0007_deep_er_b.png"}, "no draft is left"
+    assert names == {"manifest.json", "0007_a.png", "0007_deep_er_b.png", ".lock"}
 
 
 def test_nothing_is_written_before_the_first_result(tmp_path: Path) -> None:
     folder = OutputFolder(tmp_path / "out", batch(), resume=False)
-    assert folder.finished == [] and not folder.folder.exists()
+    assert folder.finished == [] and not list(folder.folder.glob("[!.]*"))
 
 
 def test_a_unit_without_files_is_refused(tmp_path: Path) -> None:
     folder = OutputFolder(tmp_path / "out", batch(), resume=False)
     with pytest.raises(InputError, match=r"saves no files\. Add a node such as SaveImage"):
         folder.save(delivery(0))
-    assert not folder.folder.exists()
+    assert not list(folder.folder.glob("[!.]*"))
 
 
 def test_no_file_of_a_unit_replaces_another(tmp_path: Path) -> None:
@@ -219,9 +219,11 @@ def test_resume_goes_on_where_it_stopped(tmp_path: Path) -> None:
     first = OutputFolder(tmp_path, batch(count=3), resume=False)
     first.save(delivery(2, "a.png"))
     first.save(delivery(0, "a.png"))
+    first.close()
     again = OutputFolder(tmp_path, batch(count=8), resume=True)
     assert sorted(again.finished) == [0, 2]
     again.save(delivery(1, "a.png"))
+    again.close()
     last = OutputFolder(tmp_path, batch(count=8), resume=True)
     assert sorted(last.finished) == [0, 1, 2]
 
@@ -231,7 +233,16 @@ def test_a_run_with_a_deleted_file_is_not_finished(tmp_path: Path) -> None:
     folder.save(delivery(0, "a.png", "b.png"))
     folder.save(delivery(1, "a.png"))
     (tmp_path / "0000_b.png").unlink()
+    folder.close()
     assert OutputFolder(tmp_path, batch(), resume=True).finished == [1]
+
+
+def test_a_folder_that_another_run_writes_to_is_refused(tmp_path: Path) -> None:
+    first = OutputFolder(tmp_path, batch(), resume=False)
+    with pytest.raises(InputError, match="another run writes there"):
+        OutputFolder(tmp_path, batch(), resume=False)
+    first.close()
+    OutputFolder(tmp_path, batch(), resume=False).close()
 
 
 def test_results_are_not_overwritten_without_resume(tmp_path: Path) -> None:

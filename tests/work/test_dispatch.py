@@ -407,7 +407,7 @@ def test_the_pace_of_progress_tells_how_long_it_takes():
     (unit,) = make_units(1)
     fleet.submit(unit)
     fleet.progress("a", unit, 0.1, at=100)  # loading the model took long, and says nothing
-    assert fleet.dispatch.next_deadline() is None
+    assert fleet.dispatch.next_deadline() == Policy().first_patience_s
     fleet.progress("a", unit, 0.2, at=101)
     assert fleet.dispatch.next_deadline() == pytest.approx(101 + 10 * 8)
 
@@ -429,10 +429,10 @@ def test_progress_of_an_overdue_unit_takes_back_the_offer():
     assert fleet.dispatch.num_pending == 0
 
 
-def test_without_any_measurement_there_is_no_deadline():
+def test_without_any_measurement_there_is_much_patience():
     fleet = Fleet("a")
     fleet.submit(*make_units(1))
-    assert fleet.dispatch.next_deadline() is None
+    assert fleet.dispatch.next_deadline() == Policy().first_patience_s
 
 
 def test_speed_guessed_from_other_workers_has_more_patience():
@@ -596,3 +596,17 @@ def test_time_that_runs_backwards_is_taken_as_now():
     u = make_units(1)
     fleet.submit(*u, at=10.0)
     assert fleet.done("a", u[0], at=9.0)[0] == deliver("a", u[0], 0)
+
+
+def test_a_worker_that_hangs_on_its_first_unit_is_noticed_when_others_finish_theirs() -> None:
+    """Nothing was known of such units when it began: its deadline comes with the first result."""
+    dispatch = Dispatch(validate=True)
+    for name in ("a", "b"):
+        dispatch.handle(WorkerJoined(worker_id=name), 0.0)
+    units = tuple(Unit(run_id="r", index=i, prompt={}) for i in range(2))
+    dispatch.handle(RunSubmitted(run_id="r", units=units), 0.0)
+    dispatch.handle(UnitDone(worker_id="b", unit_id="r:1"), 1.0)
+    deadline = dispatch.next_deadline()
+    assert deadline is not None and deadline <= 60.0
+    started = dispatch.handle(Tick(), deadline)
+    assert [(each.worker_id, each.unit.index) for each in started] == [("b", 0)]

@@ -47,6 +47,9 @@ def _options(
 @app.command(epilog=EPILOG)
 def run(
     workflow: Annotated[Path, typer.Argument(help="A workflow in API format (JSON).")],
+    flags: Annotated[
+        list[str] | None, typer.Argument(help="After --: flags of ComfyUI for the workers.")
+    ] = None,
     count: Annotated[int, typer.Option(help="How often to run it, with other seeds.")] = 1,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the first run; run i gets seed + i.")
@@ -70,10 +73,13 @@ def run(
 ) -> None:
     """Run a workflow on all workers and save what it makes."""
     from comfyfleet.cli.run import run_command
+    from comfyfleet.config import find_comfyui
+    from comfyfleet.fleet import Host
     from comfyfleet.fleet.batch import Batch
 
     batch = Batch.read(workflow, count=count, seed=seed, assignments=set_ or [])
-    run_command(batch, out=out, resume=resume, workers=workers, comfyui=comfyui)
+    host = Host(comfyui=find_comfyui(comfyui), flags=tuple(flags or ()), cwd=Path.cwd())
+    run_command(batch, host, out=out, resume=resume, workers=workers)
 
 
 @app.command()

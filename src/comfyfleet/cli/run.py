@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from comfyfleet.cli.show import Progress, closing_table, console, progress_view
-from comfyfleet.config import find_comfyui
 from comfyfleet.errors import InputError, WorkflowError
 from comfyfleet.fleet import Delivery, Fleet, Host, Run, RunEvent, new_run_id
 from comfyfleet.fleet.batch import Batch, OutputFolder
@@ -18,22 +17,19 @@ from comfyfleet.planner import Device, choose_devices, find_devices
 from comfyfleet.work import Result
 
 
-def run_command(
-    batch: Batch, *, out: Path, resume: bool, workers: str, comfyui: str | None
-) -> None:
+def run_command(batch: Batch, host: Host, *, out: Path, resume: bool, workers: str) -> None:
     """Run a batch into a folder; all that can be checked is checked before a worker starts."""
-    host = Host(comfyui=find_comfyui(comfyui), cwd=Path.cwd())
     check_files(batch, host)
-    folder = OutputFolder(out, batch, resume=resume)
-    done = [index for index in folder.finished if index < batch.count]
-    if len(done) == batch.count:
-        console.print(f"nothing to do: all {batch.count} runs are in {out}")
-        return
     devices = devices_for(workers)
-    with closing(Fleet(devices, host, private_output=True)) as fleet:
-        with console.status(f"starting {len(devices)} workers"):
-            fleet.start()
-        run_batch(fleet, batch, folder, done)
+    with closing(OutputFolder(out, batch, resume=resume)) as folder:
+        done = [index for index in folder.finished if index < batch.count]
+        if len(done) == batch.count:
+            console.print(f"nothing to do: all {batch.count} runs are in {out}")
+            return
+        with closing(Fleet(devices, host, private_output=True)) as fleet:
+            with console.status(f"starting {len(devices)} workers"):
+                fleet.start()
+            run_batch(fleet, batch, folder, done)
 
 
 def devices_for(workers: str) -> list[Device]:
@@ -48,7 +44,12 @@ def devices_for(workers: str) -> list[Device]:
 
 
 def check_files(batch: Batch, host: Host) -> None:
-    """Refuse a batch whose input files ComfyUI would not find."""
+    """Refuse a batch whose input files ComfyUI would not find.
+
+    With flags ComfyUI may look elsewhere; then its own validation on a worker says it.
+    """
+    if host.flags:
+        return
     problems = missing_files(
         batch.prompt, lambda folder, name: (host.comfyui / folder / name).is_file()
     )

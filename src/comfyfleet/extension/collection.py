@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from comfyfleet.comfy.values import pack
@@ -35,6 +35,8 @@ class Request:
     inputs: Mapping[str, Link]
     shares: int
     delegate: bool
+    #: What an output gives whose input is not connected, where that is no error.
+    absent: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Collection:
@@ -105,8 +107,14 @@ class Collection:
     @property
     def complete(self) -> bool:
         """True when all shares are here. Raises what the fleet or the run failed with."""
-        run_ended = self._run is None or (self._run.done() and self._run.result().wait(0))
-        return run_ended and not self._left and len(self._own) == len(self._mine)
+        if self._all_own:
+            return True
+        return self._run is not None and self._run.done() and self._run.result().wait(0)
+
+    @property
+    def _all_own(self) -> bool:
+        """True if this process has computed everything, perhaps before the fleet was ready."""
+        return len(self._own) == self.shares
 
     @property
     def num_collected(self) -> int:
@@ -117,7 +125,7 @@ class Collection:
 
     def values(self) -> list[Packed]:
         """What each share gave, in share order; only when complete."""
-        elsewhere = self._run.result().results() if self._run else []
+        elsewhere = [] if self._all_own or not self._run else self._run.result().results()
         shares = {**self._own, **{each.unit.index: _packed(each) for each in elsewhere}}
         if len(shares) != self.shares:
             raise ComfyFleetError(f"{len(shares)} of {self.shares} shares arrived.")

@@ -91,7 +91,11 @@ class Master:
             pause.wait(_WATCH_INTERVAL_S)
             # In this order: what is known here ran when it began, so it either runs or has ended.
             known = list(self._collections)
-            running = prompts.running_prompt_ids()
+            try:
+                running = prompts.running_prompt_ids()
+            except Exception:
+                logger.exception("cannot see which prompts run; looking again")
+                continue
             for key in known:
                 if key[0] not in running:
                     self._cancel(key)

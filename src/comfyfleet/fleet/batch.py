@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from comfyfleet.errors import InputError, RunFailed
 from comfyfleet.fleet.run import Delivery
 from comfyfleet.graph import (
@@ -23,6 +25,8 @@ from comfyfleet.graph import (
 from comfyfleet.work import Prompt, Unit
 
 _MANIFEST = "manifest.json"
+#: All units of a batch are in memory, about a kilobyte each.
+MAX_COUNT = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +49,8 @@ class Batch:
     @classmethod
     def of(cls, prompt: Prompt, *, count: int, seed: int | None, name: str) -> Batch:
         """A batch from a prompt that is parsed already."""
-        if count < 1:
-            raise InputError(f"--count {count}: give 1 or more.")
+        if not 1 <= count <= MAX_COUNT:
+            raise InputError(f"--count {count}: give 1 or more, up to {MAX_COUNT}.")
         if seed is not None and not 0 <= seed < 2**64:
             raise InputError(f"--seed {seed}: give 0 to {2**64 - 1}.")
         seeds = find_seeds(prompt)
@@ -87,12 +91,15 @@ class OutputFolder:
         self.folder = folder
         self._manifest: dict[str, Any] = {"batch": batch.digest, "name": batch.name, "units": {}}
         path = folder / _MANIFEST
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"--out {folder}: is a file. Give a folder.")
+        if resume and not path.exists():
+            raise InputError(f"--resume: {path} does not exist. Start without --resume.")
+        self._lock = _locked(folder)
         if path.exists():
             self._manifest = self._adopted(path, batch, resume)
-        elif resume:
-            raise InputError(f"--resume: {path} does not exist. Start without --resume.")
+
+    def close(self) -> None:
+        """Let others write here again."""
+        self._lock.release()
 
     @property
     def finished(self) -> list[int]:
@@ -148,6 +155,19 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the workflow {path}: {error}") from None
+
+
+def _locked(folder: Path) -> FileLock:
+    """The folder, made if need be, for this process alone until it ends."""
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"--out {folder}: another run writes there. Give another.") from None
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot write there ({error}). Give another.") from None
+    return lock
 
 
 def _names(index: int, names: Sequence[str]) -> list[str]:

@@ -19,7 +19,9 @@ class Service:
     def __init__(self, host: Host, own_device: Callable[[], str]) -> None:
         self._host = host
         self._own_device = own_device
-        self._lock = threading.Lock()
+        # Starting a fleet takes seconds: asking for the devices must not wait for it.
+        self._devices_lock = threading.Lock()
+        self._fleet_lock = threading.Lock()
         self._devices: list[Device] | None = None
         self._fleet: Fleet | None = None
 
@@ -28,7 +30,7 @@ class Service:
 
         Raises InputError for a wrong setting.
         """
-        with self._lock:
+        with self._devices_lock:
             if self._devices is None:
                 self._devices = [] if is_worker() else self._chosen()
             return self._devices
@@ -41,7 +43,7 @@ class Service:
     def fleet(self) -> Fleet:
         """The fleet, started if it is not, and anew if all of its workers are gone."""
         devices = self.devices()
-        with self._lock:
+        with self._fleet_lock:
             if self._fleet is not None and not self._fleet.workers:
                 self._fleet.close()
                 self._fleet = None

@@ -114,7 +114,7 @@ class Session:
     def _options(self) -> dict[str, Any]:
         return {
             "address": "local",
-            "num_cpus": os.cpu_count() or 1,
+            "num_cpus": 0,
             "num_gpus": 0,
             "object_store_memory": _OBJECT_STORE_BYTES,
             "include_dashboard": False,

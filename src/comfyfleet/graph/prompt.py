@@ -134,6 +134,8 @@ def _decode(text: str, source: str) -> object:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise _not_a_prompt(source, f"is not JSON: {error.msg} at {where}") from None
+    except RecursionError:
+        raise _not_a_prompt(source, "is JSON that is nested too deeply") from None
 
 
 def _unwrap(data: object, source: str) -> dict[str, Any]:

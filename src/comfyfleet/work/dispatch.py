@@ -72,6 +72,8 @@ class Dispatch:
         self._runs: dict[str, Run] = {}
         self._ended: deque[str] = deque(maxlen=_ENDED_KEPT)
         self._order = itertools.count()
+        #: Attempts of which nothing was known when they began.
+        self._unexpected: list[Attempt] = []
         #: Unit id -> job, of all runs.
         self._jobs: dict[str, Job] = {}
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -241,6 +243,7 @@ class Dispatch:
         self._speed.record(worker, attempt.job.unit, seconds, warm=attempt.warm)
         self._ladder.set(worker)
         self._free(worker)
+        self._expect_now()
         if attempt.wanted:
             self._deliver(attempt.job, worker, seconds)
         else:
@@ -260,12 +263,13 @@ class Dispatch:
         attempt = self._find_attempt(event.worker_id, event.unit_id)
         if attempt is None or attempt.interrupted:
             return
+        known = attempt.expected is not None
         left_s = attempt.advance(event.fraction, self._now)
         if left_s is None:
             return
         at = self._now + max(self._policy.min_deadline_s, attempt.patience * left_s)
         if not attempt.overdue:
-            self._alarms.set(attempt, max(at, attempt.alarm or at))
+            self._alarms.set(attempt, max(at, attempt.alarm or at) if known else at)
         else:
             attempt.overdue = False
             self._alarms.set(attempt, at)
@@ -370,11 +374,32 @@ class Dispatch:
         )
         worker.attempt, worker.model_key = attempt, job.unit.model_key
         job.attempts[worker.id] = job.run.running[worker.id] = attempt
-        if attempt.expected is not None:
-            patience_s = max(self._policy.min_deadline_s, attempt.patience * attempt.expected)
-            self._alarms.set(attempt, self._now + patience_s)
+        if attempt.expected is None:
+            self._unexpected.append(attempt)
+            self._alarms.set(attempt, self._now + self._policy.first_patience_s)
+        else:
+            self._set_deadline(attempt, attempt.expected)
         self._note(job, "was started on", worker)
         self._out.append(Start(worker_id=worker.id, unit=job.unit))
+
+    def _set_deadline(self, attempt: Attempt, expected_s: float) -> None:
+        patience_s = max(self._policy.min_deadline_s, attempt.patience * expected_s)
+        self._alarms.set(attempt, max(self._now, attempt.start + patience_s))
+
+    def _expect_now(self) -> None:
+        """Give a deadline to those that began when nothing was known of such units.
+
+        What they were expected to take stays unknown: their worker may be of any speed.
+        """
+        waiting, self._unexpected = self._unexpected, []
+        for attempt in waiting:
+            if attempt.over or attempt.interrupted or attempt.expected is not None:
+                continue
+            seconds = self._speed.find(attempt.worker, attempt.job.unit)
+            if seconds is None:
+                self._unexpected.append(attempt)
+            else:
+                self._set_deadline(attempt, seconds)
 
     def _note(self, job: Job, what: str, worker: Worker) -> None:
         job.story += ((self._now, what, worker.id),)

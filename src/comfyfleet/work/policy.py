@@ -19,6 +19,8 @@ class Policy:
     guess_factor: float = 10.0
     #: Pauses (swap, a slow disk, thermal limits) that say nothing about a short unit.
     min_deadline_s: float = 60.0
+    #: A first unit may load tens of gigabytes from a slow disk; half an hour is beyond that.
+    first_patience_s: float = 1800.0
     #: Ten deadlines without an answer: ten minutes at the least, thirty usual times else.
     hard_factor: float = 10.0
     #: ComfyUI notices an interrupt between steps; loading a large model takes minutes.

@@ -70,7 +70,7 @@ class FleetCollector(io.ComfyNode):
             inputs=[
                 *collected_inputs(),
                 io.Int.Input(
-                    "shares", default=0, min=0, max=4096, tooltip="0: one for each device."
+                    "shares", default=0, min=0, max=1024, tooltip="0: one for each device."
                 ),
                 io.Boolean.Input(
                     "delegate",
@@ -134,12 +134,20 @@ class FleetCollectNext(io.ComfyNode):
         return await advance(begun)
 
 
-def ask(hidden: Any, shares: int, delegate: bool) -> list[str]:
+def ask(
+    hidden: Any, shares: int, delegate: bool, absent: Mapping[str, Any] | None = None
+) -> list[str]:
     """Begin a collector's shares elsewhere; the names of the inputs that the master computes."""
     inputs = linked(hidden.dynprompt.get_node(hidden.unique_id), COLLECTED)
     if not inputs:
         raise InputError(f"nothing is connected: connect one of {', '.join(COLLECTED)}.")
-    request = Request(node_id=hidden.unique_id, inputs=inputs, shares=shares, delegate=delegate)
+    request = Request(
+        node_id=hidden.unique_id,
+        inputs=inputs,
+        shares=shares,
+        delegate=delegate,
+        absent=absent or {},
+    )
     collection = master().begin(request, prompts.plain_prompt(hidden.dynprompt))
     return [] if collection.request.delegate else list(inputs)
 
@@ -166,7 +174,8 @@ async def advance(collection: Collection) -> io.NodeOutput:
     # Joining copies images and sounds; other values leave shared memory here.
     copy = "value" in collection.request.inputs
     shares = [unpack(packed, copy=copy) for packed in collection.values()]
-    outputs = outputs_of(shares, _used(collection.prompt, collection.request.node_id))
+    used = _used(collection.prompt, collection.request.node_id)
+    outputs = outputs_of(shares, used, collection.request.absent)
     blocked = [isinstance(output, ExecutionBlocker) for output in outputs.args]
     _missing[collection.request.node_id] = frozenset(compress(OUTPUTS, blocked))
     return outputs
@@ -187,7 +196,9 @@ def expand(collection: Collection, share: int) -> io.NodeOutput:
     return io.NodeOutput(*results, expand=nodes)
 
 
-def outputs_of(shares: list[dict[str, list[Any]]], used: frozenset[str]) -> io.NodeOutput:
+def outputs_of(
+    shares: list[dict[str, list[Any]]], used: frozenset[str], absent: Mapping[str, Any]
+) -> io.NodeOutput:
     """The collector's outputs from its shares, which may be views of memory that is not ours.
 
     What was not connected, or cannot be joined, is an error if something downstream uses it, and
@@ -199,7 +210,9 @@ def outputs_of(shares: list[dict[str, list[Any]]], used: frozenset[str]) -> io.N
     batch = _output("images", images, join_images, used)
     return io.NodeOutput(
         batch,
-        _output("audio", audio, join_audio, used),
+        absent["audio"]
+        if "audio" in absent and not any(audio)
+        else _output("audio", audio, join_audio, used),
         _output("images_list", images, lambda _: list_images(images, batch), used, of="images"),
         _output("values", [values], lambda _: values, used, of="value"),
     )

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker
 
 from comfyfleet.errors import InputError
 from comfyfleet.extension.master import master
@@ -129,7 +128,7 @@ class DistributedCollector(io.ComfyNode):
     @classmethod
     def check_lazy_status(cls, load_balance: list[bool], **_collected: Any) -> list[str]:
         delegate = load_balance[0] and master().has_workers
-        return ask(cls.hidden, int(load_balance[0]), delegate)
+        return ask(cls.hidden, int(load_balance[0]), delegate, absent={"audio": _silence()})
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs: Any) -> str:
@@ -138,10 +137,7 @@ class DistributedCollector(io.ComfyNode):
     @classmethod
     async def execute(cls, load_balance: list[bool], **collected: Any) -> io.NodeOutput:
         outputs = await collect(cls.hidden, collected)
-        if outputs.expand is not None:
-            return io.NodeOutput(*outputs.args[:2], expand=outputs.expand)
-        images, audio, *_ = outputs.args
-        return io.NodeOutput(images, _silence() if isinstance(audio, ExecutionBlocker) else audio)
+        return io.NodeOutput(*outputs.args[:2], expand=outputs.expand)
 
 
 def _silence() -> dict[str, Any]:

@@ -71,8 +71,8 @@ class FleetValue(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, values: str | None, type: str) -> bool | str:
-        if values is None:  # a link: known when it runs
+    def validate_inputs(cls, values: str | None = None, type: str | None = None) -> bool | str:
+        if values is None or type is None:  # missing, or linked and known when it runs
             return True
         try:
             for line in value_lines(values):
