@@ -72,8 +72,8 @@ class Dispatch:
         self._runs: dict[str, Run] = {}
         self._ended: deque[str] = deque(maxlen=_ENDED_KEPT)
         self._order = itertools.count()
-        #: Attempts of which nothing was known when they began.
-        self._unexpected: list[Attempt] = []
+        #: Attempts that began before the pace of their model was known.
+        self._guesses: list[Attempt] = []
         #: Unit id -> job, of all runs.
         self._jobs: dict[str, Job] = {}
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -240,10 +240,12 @@ class Dispatch:
             self._out.append(Discard(unit_id=event.unit_id, worker_id=event.worker_id))
             return
         worker, seconds = attempt.worker, self._now - attempt.start
+        known = self._speed.knowledge(attempt.job.unit)
         self._speed.record(worker, attempt.job.unit, seconds, warm=attempt.warm)
         self._ladder.set(worker)
         self._free(worker)
-        self._expect_now()
+        if self._speed.knowledge(attempt.job.unit) > known:
+            self._judge_guesses()
         if attempt.wanted:
             self._deliver(attempt.job, worker, seconds)
         else:
@@ -374,8 +376,9 @@ class Dispatch:
         )
         worker.attempt, worker.model_key = attempt, job.unit.model_key
         job.attempts[worker.id] = job.run.running[worker.id] = attempt
+        if self._speed.knowledge(job.unit) < 2:
+            self._guesses.append(attempt)
         if attempt.expected is None:
-            self._unexpected.append(attempt)
             self._alarms.set(attempt, self._now + self._policy.first_patience_s)
         else:
             self._set_deadline(attempt, attempt.expected)
@@ -386,20 +389,17 @@ class Dispatch:
         patience_s = max(self._policy.min_deadline_s, attempt.patience * expected_s)
         self._alarms.set(attempt, max(self._now, attempt.start + patience_s))
 
-    def _expect_now(self) -> None:
-        """Give a deadline to those that began when nothing was known of such units.
-
-        What they were expected to take stays unknown: their worker may be of any speed.
-        """
-        waiting, self._unexpected = self._unexpected, []
-        for attempt in waiting:
-            if attempt.over or attempt.interrupted or attempt.expected is not None:
+    def _judge_guesses(self) -> None:
+        """Give a nearer deadline to those that began when less was known of such units."""
+        guesses, self._guesses = self._guesses, []
+        for attempt in guesses:
+            if attempt.over or attempt.interrupted or attempt.overdue or attempt.fraction:
                 continue
             seconds = self._speed.find(attempt.worker, attempt.job.unit)
-            if seconds is None:
-                self._unexpected.append(attempt)
-            else:
+            if seconds is not None:
                 self._set_deadline(attempt, seconds)
+            if self._speed.knowledge(attempt.job.unit) < 2:
+                self._guesses.append(attempt)
 
     def _note(self, job: Job, what: str, worker: Worker) -> None:
         job.story += ((self._now, what, worker.id),)

@@ -27,6 +27,11 @@ class Speed:
         own.update(pace, warm=warm, smoothing=self._smoothing)
         self._compare(worker, self._fleet.setdefault(unit.model_key, Estimate()), pace, warm)
 
+    def knowledge(self, unit: Unit) -> int:
+        """What the fleet knows of such units: 0 nothing, 1 with loading the model, 2 without."""
+        fleet = self._fleet.get(unit.model_key)
+        return 0 if fleet is None or fleet.value is None else 1 + fleet.warm
+
     def find_own(self, worker: Worker, unit: Unit) -> float | None:
         """Seconds by this worker's own times for the model."""
         own = worker.paces.get(unit.model_key)
