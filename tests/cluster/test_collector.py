@@ -233,6 +233,17 @@ def test_a_workflow_of_the_peer_runs_unchanged(master: Master) -> None:
     assert pixels(master.files(entry, "7")) == pixels(master.files(alone, "7"))
 
 
+def test_the_peers_sound_output_is_silence_where_none_is_connected(master: Master) -> None:
+    prompt = prompts.demo(steps=4, seed=44)
+    old = {"images": ["6", 0], "load_balance": False}
+    prompt["9"] = {"class_type": "DistributedCollector", "inputs": old}
+    prompt["7"]["inputs"]["images"] = ["9", 0]
+    audio = {"audio": ["9", 1], "filename_prefix": "silence"}
+    prompt["10"] = {"class_type": "SaveAudio", "inputs": audio}
+    entry = master.run(prompt)
+    assert len(entry["outputs"]["10"]["audio"]) == 1
+
+
 def test_load_balance_of_the_peer_runs_once(master: Master) -> None:
     prompt = prompts.demo(steps=4, seed=43)
     old = {"images": ["6", 0], "load_balance": True}
