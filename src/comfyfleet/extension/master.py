@@ -17,7 +17,7 @@ from comfyfleet.config import is_worker
 from comfyfleet.errors import InputError
 from comfyfleet.extension.collection import Collection, Request
 from comfyfleet.fleet import Host, Service, new_run_id
-from comfyfleet.graph import model_key, new_id, upstream, vary, varying_nodes
+from comfyfleet.graph import cut, model_key, new_id, vary, varying_nodes
 from comfyfleet.work import Unit
 
 logger = logging.getLogger(__name__)
@@ -110,19 +110,17 @@ class Master:
 def units_of(request: Request, prompt: Mapping[str, Any], shares: range) -> list[Unit]:
     """One unit per share: everything upstream of the collector, as that share sees it."""
     run_id = new_run_id()
-    targets = [link[0] for link in request.inputs.values()]
-    base = upstream(prompt, targets)
     sink = {
         "class_type": "FleetReturn",
         "inputs": {name: list(link) for name, link in request.inputs.items()},
     }
-    key = model_key(base)
-    sink_id = new_id(base, "return")
+    piece = cut(prompt, sink, new_id(prompt, "return"))
+    key = model_key(piece)
     return [
         Unit(
             run_id=run_id,
             index=share,
-            prompt={**vary(base, share), sink_id: sink},
+            prompt=vary(piece, share),
             model_key=key,
         )
         for share in shares

@@ -34,6 +34,7 @@ from comfyfleet.work.events import (
     WorkerJoined,
     WorkerLost,
 )
+from comfyfleet.work.guesses import Guesses
 from comfyfleet.work.invariants import check_invariants
 from comfyfleet.work.matching import Matcher
 from comfyfleet.work.policy import Policy
@@ -72,8 +73,7 @@ class Dispatch:
         self._runs: dict[str, Run] = {}
         self._ended: deque[str] = deque(maxlen=_ENDED_KEPT)
         self._order = itertools.count()
-        #: Attempts that began before the pace of their model was known.
-        self._guesses: list[Attempt] = []
+        self._guesses = Guesses(self._speed)
         #: Unit id -> job, of all runs.
         self._jobs: dict[str, Job] = {}
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -245,7 +245,8 @@ class Dispatch:
         self._ladder.set(worker)
         self._free(worker)
         if self._speed.knowledge(attempt.job.unit) > known:
-            self._judge_guesses()
+            for guess, expected_s in self._guesses.judge():
+                self._set_deadline(guess, expected_s)
         if attempt.wanted:
             self._deliver(attempt.job, worker, seconds)
         else:
@@ -376,8 +377,7 @@ class Dispatch:
         )
         worker.attempt, worker.model_key = attempt, job.unit.model_key
         job.attempts[worker.id] = job.run.running[worker.id] = attempt
-        if self._speed.knowledge(job.unit) < 2:
-            self._guesses.append(attempt)
+        self._guesses.note(attempt)
         if attempt.expected is None:
             self._alarms.set(attempt, self._now + self._policy.first_patience_s)
         else:
@@ -388,18 +388,6 @@ class Dispatch:
     def _set_deadline(self, attempt: Attempt, expected_s: float) -> None:
         patience_s = max(self._policy.min_deadline_s, attempt.patience * expected_s)
         self._alarms.set(attempt, max(self._now, attempt.start + patience_s))
-
-    def _judge_guesses(self) -> None:
-        """Give a nearer deadline to those that began when less was known of such units."""
-        guesses, self._guesses = self._guesses, []
-        for attempt in guesses:
-            if attempt.over or attempt.interrupted or attempt.overdue or attempt.fraction:
-                continue
-            seconds = self._speed.find(attempt.worker, attempt.job.unit)
-            if seconds is not None:
-                self._set_deadline(attempt, seconds)
-            if self._speed.knowledge(attempt.job.unit) < 2:
-                self._guesses.append(attempt)
 
     def _note(self, job: Job, what: str, worker: Worker) -> None:
         job.story += ((self._now, what, worker.id),)

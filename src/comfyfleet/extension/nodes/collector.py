@@ -233,8 +233,7 @@ def _output(
     except ComfyFleetError as error:
         if name in used:
             raise
-        blocker = ExecutionBlocker(str(error))
-        return blocker
+        return ExecutionBlocker(str(error))
 
 
 #: Collector's node id -> outputs that its last execution could not give.
