@@ -5,6 +5,9 @@ ComfyFleetError              what was given, what is allowed, what to do
 │   └── WorkflowError        one or more problems of a workflow, each with node id and class
 ├── FleetError               the fleet cannot start, or has no worker left
 │   └── WorkerStartError     one worker could not start; carries the end of its log
+├── ParallelError            one forward could not be computed by several devices
+│   ├── CannotSplit          its inputs or its model cannot be split exactly; says why
+│   └── LinkLost             another rank died, or is late
 └── RunError                 a run ended without all of its results
     ├── RunFailed            a unit failed for good; carries the worker's traceback
     └── RunCancelled         somebody stopped it
@@ -55,6 +58,18 @@ class FleetError(ComfyFleetError):
 
 class WorkerStartError(FleetError):
     """A worker did not come up; the message ends with the last lines of its log."""
+
+
+class ParallelError(ComfyFleetError):
+    """One forward could not be computed by several devices; one device can."""
+
+
+class CannotSplit(ParallelError):
+    """The model or one of its inputs cannot be split exactly."""
+
+
+class LinkLost(ParallelError):
+    """A rank of the gang died, or does not answer."""
 
 
 class RunError(ComfyFleetError):

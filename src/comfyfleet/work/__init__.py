@@ -31,7 +31,6 @@ from comfyfleet.work.results import (
     TensorRef,
     VideoRef,
 )
-from comfyfleet.work.split import largest_remainder
 from comfyfleet.work.state import WorkerState
 from comfyfleet.work.units import Failure, Prompt, Unit, WorkerInfo
 
@@ -67,5 +66,4 @@ __all__ = [
     "WorkerJoined",
     "WorkerLost",
     "WorkerState",
-    "largest_remainder",
 ]

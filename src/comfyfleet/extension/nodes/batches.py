@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from comfyfleet.work import largest_remainder
+from comfyfleet.split import largest_remainder
 
 #: The most parts that a divider has outputs for.
 MAX_PARTS = 10

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyfleet.work import largest_remainder
+from comfyfleet.split import largest_remainder
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""What a family gives to be compared: a small model of ComfyUI's own class, and inputs for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from comfyfleet.parallel.call import Call
+from comfyfleet.parallel.dims import ParallelDims
+
+
+def dims_of(ulysses: int = 1, ring: int = 1) -> ParallelDims:
+    return ParallelDims(ulysses=ulysses, ring=ring)
+
+
+#: The columns of the table: how the tokens are split.
+SPLITS: Mapping[str, ParallelDims] = {
+    "ulysses 2": dims_of(ulysses=2),
+    "ulysses 3": dims_of(ulysses=3),
+    "ulysses 4": dims_of(ulysses=4),
+    "ring 2": dims_of(ring=2),
+    "ring 3": dims_of(ring=3),
+    "ring 4": dims_of(ring=4),
+    "ulysses 2 x ring 2": dims_of(ulysses=2, ring=2),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: ``build`` makes the model, ``call`` the arguments of its forward.
+
+    Both are called once per test session and must be seeded by the helpers below. ``splits``
+    leaves out columns only where the family refuses them (say why beside it).
+    """
+
+    family: str
+    name: str
+    build: Callable[[], nn.Module]
+    call: Callable[[], Call]
+    splits: tuple[str, ...] = tuple(SPLITS)
+
+    @property
+    def id(self) -> str:
+        return f"{self.family}: {self.name}"
+
+
+def make(cls: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
+    """A model with ComfyUI's plain operations in float32 and weights that make everything count."""
+    import comfy.ops
+
+    options = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
+    model = cls(*args, **options, **kwargs).eval().requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for name, weight in model.named_parameters():
+            _fill(name, weight)
+    return model
+
+
+def _fill(name: str, weight: Tensor) -> None:
+    """Scales that keep activations near one, with gates and modulations that are not zero."""
+    if weight.ndim >= 2:
+        weight.normal_(std=1.0 / math.sqrt(weight[0].numel()))
+    elif name.endswith("bias"):
+        weight.normal_(std=0.1)
+    else:
+        weight.normal_(mean=1.0, std=0.1)
+
+
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    """Seeded normal numbers."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

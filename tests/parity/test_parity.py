@@ -1,0 +1,66 @@
+"""N ranks compute what one computes, for every family, with ComfyUI's own model classes."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import pkgutil
+from functools import lru_cache
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from comfyfleet.parallel.comm import World  # noqa: E402
+from comfyfleet.parallel.engine import sequence_forward  # noqa: E402
+from comfyfleet.parallel.mesh import SequenceMesh  # noqa: E402
+from comfyfleet.parallel.plans import find_plan  # noqa: E402
+from tests.parallel.ranks import Ranks  # noqa: E402
+from tests.parity import families  # noqa: E402
+from tests.parity.case import SPLITS, Case  # noqa: E402
+from tests.parity.table import Table  # noqa: E402
+
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("comfy")]
+
+BOUND = 1e-5
+
+CASES = [
+    case
+    for module in pkgutil.iter_modules(families.__path__)
+    for case in importlib.import_module(f"{families.__name__}.{module.name}").CASES
+]
+
+
+@lru_cache(maxsize=2)
+def whole(case: Case):
+    """The model on one rank per rank, the arguments, and what one rank computes."""
+    model = case.build()
+    with torch.inference_mode():
+        expected = model._forward(
+            *copy.deepcopy(case.call()).args, **copy.deepcopy(case.call()).kwargs
+        )
+    assert torch.isfinite(expected).all() and expected.std() > 1e-3
+    return [model, *(copy.deepcopy(model) for _ in range(3))], expected
+
+
+def relative_error(found, expected) -> float:
+    return ((found - expected).double().norm() / expected.double().norm()).item()
+
+
+@pytest.mark.parametrize("column", SPLITS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_ranks_compute_what_one_does(case: Case, column: str, ranks: Ranks, table: Table):
+    if column not in case.splits:
+        pytest.skip("refused by the family")
+    models, expected = whole(case)
+    dims = SPLITS[column]
+
+    def work(world: World):
+        model = models[world.place.rank]
+        mesh = SequenceMesh(world, dims, (1.0,) * dims.size)
+        return sequence_forward(find_plan(model), mesh, model, model._forward, case.call())
+
+    found = ranks.run(dims.size, work)
+    error = max(relative_error(out, expected) for out in found)
+    table.note(case.id, column, error)
+    assert error <= BOUND
