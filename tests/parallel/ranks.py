@@ -36,8 +36,9 @@ class Ranks:
 
         futures = [pool.submit(do, world) for pool, world in zip(self._pools, worlds, strict=False)]
         errors = [error for future in futures if (error := future.exception()) is not None]
-        if errors:
+        if any(world.closed for world in worlds):
             del self._worlds[num_ranks]
+        if errors:
             raise next((e for e in errors if "lost the others" not in str(e)), errors[0])
         return [future.result() for future in futures]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -75,3 +77,15 @@ def _fill(name: str, weight: Tensor) -> None:
 def noise(*shape: int, seed: int = 1) -> Tensor:
     """Seeded normal numbers."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def known(function: Callable[..., Any], **parameters: Any) -> dict[str, Any]:
+    """Those of the parameters that this version of ComfyUI has."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in parameters.items() if name in names}
+
+
+def needs(function: Callable[..., Any], *names: str) -> None:
+    """Skip the case where this version of ComfyUI has no such parameters."""
+    if missing := [n for n in names if n not in inspect.signature(function).parameters]:
+        pytest.skip(f"this ComfyUI does not know {', '.join(missing)}")

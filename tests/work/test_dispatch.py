@@ -24,7 +24,9 @@ from comfyfleet.work import (
     UnitFailed,
     UnitProgress,
     WorkerJoined,
+    WorkerLent,
     WorkerLost,
+    WorkerReturned,
 )
 
 OOM = Failure(message="out of memory", traceback="Traceback: boom", node_id="5", class_type="VAE")
@@ -610,3 +612,23 @@ def test_a_worker_that_hangs_on_its_first_unit_is_noticed_when_others_finish_the
     assert deadline is not None and deadline <= 60.0
     started = dispatch.handle(Tick(), deadline)
     assert [(each.worker_id, each.unit.index) for each in started] == [("b", 0)]
+
+
+def test_a_lent_worker_takes_no_unit_until_it_is_returned():
+    dispatch = Dispatch(validate=True)
+    dispatch.handle(WorkerJoined(worker_id="a"), 0.0)
+    dispatch.handle(WorkerLent(worker_id="a"), 1.0)
+    assert dispatch.state_of("a") == "lent"
+    unit = unit_of("run", 0)
+    assert dispatch.handle(RunSubmitted(run_id="run", units=(unit,)), 2.0) == []
+    started = dispatch.handle(WorkerReturned(worker_id="a"), 3.0)
+    assert started == [Start(worker_id="a", unit=unit)]
+
+
+def test_a_lent_worker_may_be_lost():
+    dispatch = Dispatch(validate=True)
+    dispatch.handle(WorkerJoined(worker_id="a"), 0.0)
+    dispatch.handle(WorkerLent(worker_id="a"), 1.0)
+    dispatch.handle(WorkerLost(worker_id="a", reason="killed"), 2.0)
+    dispatch.handle(WorkerReturned(worker_id="a"), 3.0)
+    assert dispatch.workers == ()

@@ -17,6 +17,8 @@ from comfyfleet.config import is_worker
 from comfyfleet.errors import InputError
 from comfyfleet.extension.collection import Collection, Request
 from comfyfleet.fleet import Host, Service, new_run_id
+from comfyfleet.fleet.gangs import Gang, GangRequest
+from comfyfleet.fleet.spec import worker_ids
 from comfyfleet.graph import cut, model_key, new_id, vary, varying_nodes
 from comfyfleet.work import Unit
 
@@ -41,6 +43,19 @@ class Master:
     def has_workers(self) -> bool:
         """True if the fleet has, or will have, workers besides this process."""
         return bool(self._service.devices())
+
+    @property
+    def worker_names(self) -> list[str]:
+        """The workers that the fleet has, or will have."""
+        return worker_ids(self._service.devices())
+
+    def warm_up(self) -> None:
+        """Start the fleet, if it is not, while something else is done."""
+        self._service.fleet_soon()
+
+    def open_gang(self, request: GangRequest) -> Gang:
+        """Followers for one sampling, on their way."""
+        return Gang(self._service.fleet_soon(), request)
 
     def begin(self, request: Request, prompt: Mapping[str, Any]) -> Collection:
         """The collection of this collector in the running prompt; begun if it is new."""

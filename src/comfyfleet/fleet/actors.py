@@ -23,7 +23,7 @@ _ACTOR_OPTIONS: dict[str, Any] = {
     "num_cpus": 0,
     "max_restarts": 0,
     "max_concurrency": 1,
-    "concurrency_groups": {"run": 1, "watch": 1, "control": 2},
+    "concurrency_groups": {"run": 1, "watch": 1, "control": 2, "pulse": 1},
 }
 
 _GONE = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError)
@@ -88,6 +88,14 @@ class Actors:
             await self._call(worker_id, "interrupt", "control", unit_id)
         except _GONE:
             return  # what is dead runs nothing; ``lost`` tells of it
+
+    async def state(self, worker_id: str) -> str:
+        """What the worker says it does just now; empty when it is gone."""
+        try:
+            text: str = await self._call(worker_id, "state", "pulse")
+        except _GONE:
+            return ""
+        return text
 
     async def lost(self, worker_id: str) -> str:
         """Wait until the worker is no more; why."""

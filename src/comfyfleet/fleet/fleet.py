@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from comfyfleet.config import pack_dir
 from comfyfleet.errors import FleetError, Problem, RunCancelled, RunError, RunFailed
+from comfyfleet.fleet.loans import Lending, Loan
 from comfyfleet.fleet.registry import write_record
 from comfyfleet.fleet.run import Delivery, Observer, Run, RunEvent
 from comfyfleet.fleet.session import Session
@@ -75,6 +76,7 @@ class Fleet:
         self._attempts: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._actors: Actors | None = None
+        self._lending: Lending | None = None
         self._session: Session | None = None
         self._ready: Future[None] = Future()
         self._loop = asyncio.new_event_loop()
@@ -121,6 +123,21 @@ class Fleet:
     def check(self, prompt: Prompt) -> list[Problem]:
         """What a worker's ComfyUI finds wrong with a prompt, without running it."""
         return self._wait_for(self._check(prompt))
+
+    @property
+    def folder(self) -> Path:
+        """The fleet's own folder, which nobody else may enter; gone after ``close``."""
+        assert self._session is not None
+        return self._session.folder
+
+    def lend(self, worker_ids: Iterable[str], prompt_of: Callable[[str], Prompt]) -> list[Loan]:
+        """Start a prompt on each of these workers that is idle; units do not meet them."""
+        return self._wait_for(self._lend(list(worker_ids), prompt_of))
+
+    def recall(self, loan: Loan) -> None:
+        """Stop what a lent worker does; returns at once."""
+        if self._lending is not None:
+            self._loop.call_soon_threadsafe(self._spawn, self._lending.recall(loan))
 
     def submit(self, units: Sequence[Unit], observer: Observer | None = None) -> Run:
         """Begin a run. ``units`` carry the run's id, see ``new_run_id``."""
@@ -195,6 +212,7 @@ class Fleet:
         )
 
     def _welcome(self, actors: Actors) -> None:
+        self._lending = Lending(actors, self._dispatch, self._handle)
         for worker_id in actors.infos:
             self._spawn(self._watch(worker_id))
             self._handle(WorkerJoined(worker_id=worker_id))
@@ -204,6 +222,10 @@ class Fleet:
         assert self._actors is not None
         reason = await self._actors.lost(worker_id)
         self._handle(WorkerLost(worker_id=worker_id, reason=reason))
+
+    async def _lend(self, worker_ids: list[str], prompt_of: Callable[[str], Prompt]) -> list[Loan]:
+        assert self._lending is not None
+        return await self._lending.lend(worker_ids, prompt_of)
 
     async def _check(self, prompt: Prompt) -> list[Problem]:
         assert self._actors is not None

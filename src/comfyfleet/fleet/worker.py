@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import sys
 import threading
 import traceback
 import uuid
@@ -82,6 +83,11 @@ class Worker:
         current = self._current
         if current is not None and current[0] == unit_id:
             self._comfy.call(self._runner.interrupt(current[1]), timeout_s=10)
+
+    def state(self) -> str:
+        """Where this worker is as a follower; a line with its stack for whoever waits for it."""
+        follow = sys.modules.get("comfyfleet.comfy.follow")
+        return "" if follow is None else f"{self._spec.id}: {follow.state()}"
 
     def wait(self) -> None:
         """Block for as long as this worker lives: whoever awaits it learns of its death."""

@@ -54,10 +54,8 @@ class Request:
     ) -> Request:
         """Read the arguments as ComfyUI's attention functions declare them."""
         if not skip_reshape:
-            q, k, v = (
-                x.view(*x.shape[:2], heads * x.shape[2] // q.shape[2], -1).transpose(1, 2)
-                for x in (q, k, v)
-            )
+            head_dim = q.shape[2:].numel() // heads
+            q, k, v = (x.reshape(*x.shape[:2], -1, head_dim).transpose(1, 2) for x in (q, k, v))
         options["attn_precision"] = attn_precision
         return cls(q, k, v, _with_four_dims(mask), skip_output_reshape, options)
 
@@ -70,31 +68,43 @@ def _with_four_dims(mask: Tensor | None) -> Tensor | None:
 
 
 def sequence_attention(
-    mesh: SequenceMesh, joint: Joint, kernel: Kernel, request: Request
+    mesh: SequenceMesh, joint: Joint, keys: Joint, kernel: Kernel, request: Request
 ) -> Tensor:
     """Attention of the local tokens over the tokens of all ranks.
 
-    ``joint`` is the layout of the tokens over the sequence group. Returns (batch, local tokens,
-    heads * dim), or (batch, heads, local tokens, dim) where the request asked for heads apart.
+    ``joint`` is the layout over the sequence group of the tokens that ask, ``keys`` of those that
+    are asked. Returns (batch, local tokens, heads * dim), or (batch, heads, local tokens, dim)
+    where the request asked for heads apart.
     """
-    _check(joint, mesh, request)
+    _check(joint, keys, mesh, request)
     heads, head_dim = request.q.shape[1], request.v.shape[3]
     groups = largest_remainder(request.k.shape[1], mesh.head_weights)
     widths = [heads // request.k.shape[1] * count for count in groups]
     block = joint.of_ranks(mesh.shards_of_block(mesh.block))
-    tensors = [request.q, request.k, request.v]
-    q, k, v = gather_tokens(mesh.ulysses, tensors, groups, block)
+    q, k, v = _gather(mesh, request, groups, block, keys)
     mask = _mask_of_heads(request.mask, widths, mesh.ulysses.index)
-    out = _attend(mesh, joint, kernel, request, q, k, v, mask)
+    out = _attend(mesh, joint, keys, kernel, request, q, k, v, mask)
     out = gather_heads(mesh.ulysses, out, [count * head_dim for count in widths], block)
     if request.heads_apart:
         return out.view(*out.shape[:2], heads, head_dim).transpose(1, 2)
     return out
 
 
+def _gather(
+    mesh: SequenceMesh, request: Request, groups: Sequence[int], block: Joint, keys: Joint
+) -> list[Tensor]:
+    """Queries, keys and values of all tokens of this block and this rank's heads."""
+    key_block = keys.of_ranks(mesh.shards_of_block(mesh.block))
+    if key_block == block:
+        return gather_tokens(mesh.ulysses, [request.q, request.k, request.v], groups, block)
+    queries = gather_tokens(mesh.ulysses, [request.q], groups, block)
+    return queries + gather_tokens(mesh.ulysses, [request.k, request.v], groups, key_block)
+
+
 def _attend(
     mesh: SequenceMesh,
     joint: Joint,
+    keys: Joint,
     kernel: Kernel,
     request: Request,
     q: Tensor,
@@ -106,14 +116,14 @@ def _attend(
         return q.new_empty(q.shape[0], q.shape[2], 0)
     if mesh.dims.ring == 1:
         return kernel(q, k, v, q.shape[1], mask=mask, skip_reshape=True, **request.options)
-    keys = [_keys_of(mesh, joint, i) for i in range(mesh.dims.ring)]
-    if len(keys[mesh.block]) < k.shape[2]:
-        rows = joint.of_ranks(mesh.shards_of_block(mesh.block)).rows(split_only=True).to(k.device)
+    places = [_keys_of(mesh, keys, i) for i in range(mesh.dims.ring)]
+    if len(places[mesh.block]) < k.shape[2]:
+        rows = keys.of_ranks(mesh.shards_of_block(mesh.block)).rows(split_only=True).to(k.device)
         k, v = k.index_select(2, rows), v.index_select(2, rows)
     if request.options.get("attn_precision") == torch.float32:
         q, k, v = q.float(), k.float(), v.float()
-    sizes, scale = [len(found) for found in keys], request.options.get("scale")
-    out = ring_attention(mesh.ring, q, k, v, sizes, _masks(mesh, joint, keys, mask), scale)
+    sizes, scale = [len(found) for found in places], request.options.get("scale")
+    out = ring_attention(mesh.ring, q, k, v, sizes, _masks(mesh, joint, places, mask), scale)
     return out.to(request.q.dtype).transpose(1, 2).flatten(2)
 
 
@@ -143,12 +153,16 @@ def _mask_of_heads(mask: Tensor | None, widths: list[int], index: int) -> Tensor
     return mask.split(widths, 1)[index]
 
 
-def _check(joint: Joint, mesh: SequenceMesh, request: Request) -> None:
-    local = joint.local(mesh.index)
-    if request.q.shape[2] != local or request.k.shape[2] != local:
+def _check(joint: Joint, keys: Joint, mesh: SequenceMesh, request: Request) -> None:
+    found, split = (request.q.shape[2], request.k.shape[2]), (joint, keys)
+    if found != (local := tuple(layout.local(mesh.index) for layout in split)):
         raise CannotSplit(
-            f"attention got {request.q.shape[2]} queries and {request.k.shape[2]} keys on this "
-            f"rank where the split has {local} tokens; this model's forward differs from its plan."
+            f"attention got {found} queries and keys on this rank where the split has {local}; "
+            f"this model's forward differs from its plan."
+        )
+    if request.mask is not None and request.mask.shape[3] not in (1, keys.length):
+        raise CannotSplit(
+            f"attention got a mask for {request.mask.shape[3]} keys where there are {keys.length}."
         )
     unknown = set(request.options) - _HARMLESS - {"scale"}
     if mesh.dims.ring > 1 and unknown:

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,13 +23,16 @@ from torch.distributed import PrefixStore, Store
 from comfyfleet.errors import LinkLost
 
 _LOOPBACK = "127.0.0.1"
+#: Seconds that a message may be waited for: a leader may be busy with other things for hours.
+_PATIENCE_S = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """Where a rank is: what every rank of a world must agree on, but for rank and device.
 
-    ``host`` is the address that gloo listens on. ``timeout_s`` bounds one operation.
+    ``backend`` moves the data of forwards: gloo, or nccl where each rank has a GPU of its own.
+    ``host`` is the address that gloo listens on. ``timeout_s`` bounds one operation of a forward.
     """
 
     rank: int
@@ -42,11 +46,26 @@ class Place:
 class Group:
     """Some ranks of a world that exchange bytes; this process is one of them."""
 
-    def __init__(self, world: World, ranks: tuple[int, ...], process_group: Any) -> None:
+    def __init__(
+        self, world: World, ranks: tuple[int, ...], backend: str, process_group: Any
+    ) -> None:
         self.ranks = ranks
         self.index = ranks.index(world.place.rank)
         self._world = world
-        self._pg = process_group
+        self._device = world.place.device
+        #: Where the backend can read and write.
+        self._medium = self._device if backend == "nccl" else torch.device("cpu")
+        self._connections = process_group
+
+    @property
+    def _pg(self) -> Any:
+        if self._connections is None:
+            raise LinkLost(f"rank {self._world.place.rank} has left its gang.")
+        return self._connections
+
+    def close(self) -> None:
+        """Drop the connections. Whoever holds this object keeps them no longer."""
+        self._connections = None
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -56,8 +75,7 @@ class Group:
 
         ``into[i]`` elements come from the i-th rank; all of them are returned, flat, in order.
         """
-        outgoing = self._world.outgoing(data)
-        incoming = self._world.empty(sum(into), data.dtype)
+        outgoing, incoming = self._readable(data), self._empty(sum(into), data.dtype)
         width = data.element_size()
         self._world.wait(
             lambda: self._pg.alltoall_base(
@@ -67,7 +85,7 @@ class Group:
                 [width * count for count in sizes],
             )
         )
-        return incoming.to(data.device)
+        return incoming.to(self._device)
 
     def all_gather(self, shard: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         """Every rank's flat shard; ``sizes[i]`` elements from the i-th rank."""
@@ -75,31 +93,42 @@ class Group:
         full = self.all_to_all(copies, [shard.numel()] * len(self), sizes)
         return list(full.split(list(sizes)))
 
+    def send(self, data: Tensor, to: int) -> None:
+        """Send a flat tensor to one rank of the group, by index."""
+        outgoing = self._readable(data)
+        self._world.wait(lambda: self._pg.send([_as_bytes(outgoing)], to, 0))
+
+    def receive(self, size: int, dtype: torch.dtype, source: int) -> Tensor:
+        """Receive ``size`` elements, flat, on this rank's device."""
+        incoming = self._empty(size, dtype)
+        self._world.wait(lambda: self._pg.recv([_as_bytes(incoming)], source, 0))
+        return incoming.to(self._device)
+
     def start_exchange(self, data: Tensor, to: int, size: int, source: int) -> Callable[[], Tensor]:
         """Begin to send ``data`` to one rank of the group and to receive ``size`` elements.
 
         ``to`` and ``source`` are indices in the group. Call what is returned to wait for them.
         """
-        world, outgoing = self._world, self._world.outgoing(data)
-        incoming = world.empty(size, data.dtype)
+        world, outgoing, incoming = self._world, self._readable(data), self._empty(size, data.dtype)
         tag = world.next_tag()
-        if to < self.index:  # some ranks send first, some receive first: NCCL needs an order
-            works = [self._send(outgoing, to, tag), self._receive(incoming, source, tag)]
-        else:
-            works = [self._receive(incoming, source, tag), self._send(outgoing, to, tag)]
+        sends = lambda: self._pg.send([_as_bytes(outgoing)], to, tag)  # noqa: E731
+        receives = lambda: self._pg.recv([_as_bytes(incoming)], source, tag)  # noqa: E731
+        # Some ranks send first and some receive first: NCCL carries out one after the other.
+        order = (sends, receives) if to < self.index else (receives, sends)
+        works = [world.begin(start) for start in order]
 
         def finish() -> Tensor:
             for work in works:
-                world.wait(lambda work=work: work)
-            return incoming.to(data.device)
+                world.begin(work.wait)
+            return incoming.to(self._device)
 
         return finish
 
-    def _send(self, data: Tensor, to: int, tag: int) -> Any:
-        return self._world.begin(lambda: self._pg.send([_as_bytes(data)], to, tag))
+    def _readable(self, data: Tensor) -> Tensor:
+        return data.contiguous().to(self._medium)
 
-    def _receive(self, data: Tensor, source: int, tag: int) -> Any:
-        return self._world.begin(lambda: self._pg.recv([_as_bytes(data)], source, tag))
+    def _empty(self, size: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(size, dtype=dtype, device=self._medium)
 
 
 class World:
@@ -109,21 +138,24 @@ class World:
         self.place = place
         #: Operations so far: the rank with the fewest is the late one.
         self.operations = 0
+        self.closed = False
         self._store = store
-        self._groups: dict[tuple[int, ...], Group] = {}
+        self._groups: dict[tuple[str, tuple[int, ...]], Group] = {}
         self._thread: int | None = None
 
     def group(self, ranks: Sequence[int]) -> Group:
-        """The group of these ranks of the world; this rank must be one of them."""
-        key = tuple(ranks)
-        if key not in self._groups:
-            name = "-".join(map(str, key))
-            pg = self.begin(lambda: _process_group(PrefixStore(name, self._store), key, self.place))
-            self._groups[key] = Group(self, key, pg)
-        return self._groups[key]
+        """The group of these ranks, for the data of forwards; this rank must be one of them."""
+        return self._group("data", tuple(ranks), self.place.backend, self.place.timeout_s)
+
+    def line(self, ranks: Sequence[int]) -> Group:
+        """A group for messages: by gloo, which waits without effort and as long as it takes."""
+        return self._group("line", tuple(ranks), "gloo", _PATIENCE_S)
 
     def close(self) -> None:
         """Drop all connections: ranks that wait for this one see it at once."""
+        self.closed = True
+        for group in self._groups.values():
+            group.close()
         self._groups.clear()
 
     def state(self) -> str:
@@ -142,7 +174,7 @@ class World:
             self._thread = None
 
     def begin(self, start: Callable[[], Any]) -> Any:
-        """Start an operation. Raises LinkLost."""
+        """Do something with a connection. Raises LinkLost."""
         try:
             return start()
         except RuntimeError as error:  # what torch.distributed raises for all its failures
@@ -153,34 +185,36 @@ class World:
         self.operations += 1
         return self.operations
 
-    def outgoing(self, data: Tensor) -> Tensor:
-        """``data`` where the backend can read it."""
-        return data.contiguous().to(self._medium)
-
-    def empty(self, size: int, dtype: torch.dtype) -> Tensor:
-        """Memory into which the backend can write."""
-        return torch.empty(size, dtype=dtype, device=self._medium)
-
-    @property
-    def _medium(self) -> torch.device:
-        return self.place.device if self.place.backend == "nccl" else torch.device("cpu")
+    def _group(self, purpose: str, ranks: tuple[int, ...], backend: str, timeout_s: float) -> Group:
+        if self.closed:
+            raise LinkLost(f"rank {self.place.rank} has left its gang.")
+        if (purpose, ranks) not in self._groups:
+            store = PrefixStore(f"{purpose}/{'-'.join(map(str, ranks))}", self._store)
+            rank, timeout = ranks.index(self.place.rank), timedelta(seconds=timeout_s)
+            make = partial(_PROCESS_GROUPS[backend], store, rank, len(ranks), timeout, self.place)
+            self._groups[purpose, ranks] = Group(self, ranks, backend, self.begin(make))
+        return self._groups[purpose, ranks]
 
 
 def _as_bytes(data: Tensor) -> Tensor:
     return data.view(torch.uint8)
 
 
-def _process_group(store: Store, ranks: tuple[int, ...], place: Place) -> Any:
-    rank, timeout = ranks.index(place.rank), timedelta(seconds=place.timeout_s)
-    if place.backend == "nccl":
-        from torch.distributed import ProcessGroupNCCL
-
-        options = ProcessGroupNCCL.Options()
-        options._timeout = timeout
-        return ProcessGroupNCCL(store, rank, len(ranks), options)
+def _gloo(store: Store, rank: int, size: int, timeout: timedelta, place: Place) -> Any:
     from torch.distributed import ProcessGroupGloo
 
     options = ProcessGroupGloo._Options()
     options._timeout = timeout
     options._devices = [ProcessGroupGloo.create_device(hostname=place.host)]
-    return ProcessGroupGloo(store, rank, len(ranks), options)
+    return ProcessGroupGloo(store, rank, size, options)
+
+
+def _nccl(store: Store, rank: int, size: int, timeout: timedelta, place: Place) -> Any:
+    from torch.distributed import ProcessGroupNCCL
+
+    options = ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    return ProcessGroupNCCL(store, rank, size, options)
+
+
+_PROCESS_GROUPS: dict[str, Callable[..., Any]] = {"gloo": _gloo, "nccl": _nccl}

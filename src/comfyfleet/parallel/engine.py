@@ -53,8 +53,9 @@ def sequence_forward(
 
 def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
     """All arguments by name, those of ``**kwargs`` too."""
-    found = dict(bound.arguments)
-    return found | found.pop(_keywords(bound), {})
+    found: dict[str, Any] = dict(bound.arguments)
+    rest: dict[str, Any] = found.pop(_keywords(bound), {})
+    return found | rest
 
 
 def _replace(bound: inspect.BoundArguments, name: str, value: Any) -> None:
@@ -89,9 +90,7 @@ def _hooked(plan: ParallelPlan, shards: Shards, model: nn.Module) -> Iterator[No
     handles = []
     try:
         for module, parts in _modules(plan, model):
-            before, after = _hooks(
-                parts, shards, list(inspect.signature(module.forward).parameters)
-            )
+            before, after = _hooks(parts, shards, _names(module))
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             handles.append(module.register_forward_hook(after))
         yield
@@ -106,12 +105,11 @@ def _hooks(
     def before(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        arguments = dict(zip(names, args, strict=False)) | kwargs
+        named = [*names, *(str(number) for number in range(len(names), len(args)))]
+        arguments = dict(zip(named, args, strict=False)) | kwargs
         changed = {name: value for part in parts for name, value in shards.begin(part, arguments)}
-        positional = tuple(
-            changed.pop(name, value) for name, value in zip(names, args, strict=False)
-        )
-        return (*positional, *args[len(positional) :]), kwargs | changed
+        positional = (changed.pop(name, value) for name, value in zip(named, args, strict=False))
+        return tuple(positional), kwargs | changed
 
     def after(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
         for part in parts:
@@ -119,6 +117,12 @@ def _hooks(
         return out
 
     return before, after
+
+
+def _names(module: nn.Module) -> list[str]:
+    """The positional arguments of a module's forward, in order; not those of ``*args``."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def _modules(plan: ParallelPlan, model: nn.Module) -> Iterator[tuple[nn.Module, list[Part]]]:

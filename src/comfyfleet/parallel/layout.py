@@ -31,6 +31,14 @@ class Stream:
         """The first token of this rank."""
         return 0 if self.whole else sum(self.sizes[:rank])
 
+    def elsewhere(self, rank: int) -> int:
+        """Tokens that this rank does not have."""
+        return self.length - self.sizes[rank]
+
+    def kept(self, rank: int) -> Stream:
+        """This rank's tokens as if they were all, and everywhere: nothing of them travels."""
+        return Stream((self.sizes[rank],) * len(self.sizes), whole=True)
+
     def shard(self, full: Tensor, dim: int, rank: int) -> Tensor:
         """This rank's part of a tensor that has all tokens along ``dim``; a view."""
         return full.narrow(dim, self.start(rank), self.sizes[rank])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from comfyfleet.parallel.plan import (
     Frames,
     ParallelPlan,
     Part,
+    Position,
     Ranges,
     Residuals,
     Streams,
@@ -46,6 +48,8 @@ class Shards:
         self._model = model
         self._mesh = mesh
         self._streams: dict[str, Stream] = {}
+        #: The dims that the tokens of a stream lay along before it was split.
+        self._grids: dict[str, Sequence[int]] = {}
         self._attention: list[_Attention] = []
         #: (identity of a whole argument, rule) -> the argument, to keep its identity, and its part.
         self._known: dict[tuple[int, Follows], tuple[Any, Any]] = {}
@@ -66,7 +70,9 @@ class Shards:
             if not entries or all(entry is None for entry in entries):
                 continue
             if name not in self._plan.control:
-                raise CannotSplit(f"{self._plan.family}: control residuals of kind {name!r}.")
+                raise CannotSplit(
+                    f"{self._plan.family}: control residuals of kind {name!r} cannot be split."
+                )
             copies[name] = list(entries)
             rule = self._plan.control[name]
             whole_at = len(getattr(self._model, rule.joined_by)) - 1 if rule.joined_by else -1
@@ -84,9 +90,16 @@ class Shards:
 
     def begin(self, part: Part, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         """Arguments that change at the entry of a module."""
-        for name, streams in part.enter.items():
+        for name, reason in part.refuses.items():
             if arguments.get(name) is not None:
-                yield name, self._enter(arguments[name], streams, name)
+                raise CannotSplit(f"{self._plan.family} with {name}: {reason}")
+        found = dict(arguments)
+        for name, streams in part.enter.items():
+            argument, _, item = name.partition(".")
+            if found.get(argument) is not None:
+                enter = partial(self._enter, part=part, streams=streams, name=name)
+                found[argument] = _with_item(found[argument], item, enter)
+                yield argument, found[argument]
         for name, follows in part.local.items():
             if arguments.get(name) is not None:
                 yield name, self._localise(arguments[name], follows, name)
@@ -99,20 +112,27 @@ class Shards:
             raise CannotSplit(f"the attention of {part.path} cannot be intercepted.")
         for index, streams in part.leave.items():
             if isinstance(out, tuple):
-                out = (*out[:index], self._leave(out[index], streams), *out[index + 1 :])
+                left = self._leave(out[index], streams, part.kept)
+                out = (*out[:index], left, *out[index + 1 :])
             else:
-                out = self._leave(out, streams)
+                out = self._leave(out, streams, part.kept)
         return out
 
-    def _enter(self, whole: Tensor, streams: Streams, name: str) -> Tensor:
-        known = sum(self._streams[s].length for s in streams if s in self._streams)
+    def _enter(self, whole: Tensor, part: Part, streams: Streams, name: str) -> Tensor:
+        grid = whole.shape[1 : 1 + part.token_dims]
+        whole = whole.flatten(1, part.token_dims)
+        known = self._joint([s for s in streams if s in self._streams], part.kept).length
         new = [stream for stream in streams if stream not in self._streams]
         if len(new) == 1:
             self._open(new[0], whole.shape[1] - known)
+            self._grids[new[0]] = grid
         elif new or whole.shape[1] != known:
             raise CannotSplit(f"{self._plan.family}: {name} has {whole.shape[1]} tokens.")
+        shard = self._joint(streams, part.kept).shard(whole, 1, self._mesh.index)
+        for dim in range(2, 1 + part.token_dims):
+            shard = shard.unsqueeze(dim)
         # A copy: blocks work in place, and others may hold the whole tensor.
-        return self._joint(streams).shard(whole, 1, self._mesh.index).clone()
+        return shard.clone()
 
     def _open(self, name: str, length: int) -> None:
         stream = self._streams[name] = split_stream(length, self._mesh.weights)
@@ -124,9 +144,17 @@ class Shards:
                     for i, entry in enumerate(entries)
                 ]
 
-    def _leave(self, shard: Tensor, streams: Streams) -> Tensor:
+    def _leave(self, shard: Tensor, streams: Streams, kept: Streams) -> Tensor:
         self._left = True
-        joint, group, here = self._joint(streams), self._mesh.sequence, self._mesh.index
+        whole = self._whole(shard, self._joint(streams, kept))
+        grid = self._grids[streams[0]]
+        if len(grid) == 1:
+            return whole
+        return whole.reshape(len(whole), *grid, *whole.shape[1 + len(grid) :])
+
+    def _whole(self, shard: Tensor, joint: Joint) -> Tensor:
+        """(batch, all tokens, ...) from each rank's (batch, tokens, ...)."""
+        group, here = self._mesh.sequence, self._mesh.index
         batch, _, *rest = shard.shape
         split = joint.split()
         shapes = [(batch, split.local(rank), *rest) for rank in range(len(group))]
@@ -145,12 +173,20 @@ class Shards:
 
     def _find_local(self, whole: Any, follows: Follows, name: str) -> Any:
         match follows:
+            case Tokens(of=streams, in_tuple=dim) if isinstance(whole, tuple):
+                return tuple(
+                    self._tokens(item, dim, streams, name) if isinstance(item, Tensor) else item
+                    for item in whole
+                )
             case Tokens(dim=dim, of=streams):
                 return self._tokens(whole, dim, streams, name)
             case Frames(dim=dim, of=stream, ndim=ndim):
+                whole = whole if isinstance(whole, Tensor) else whole.data
                 return self._frames(whole, dim, stream) if whole.ndim == ndim else whole
-            case Ranges(of=streams):
-                return self._ranges(whole, streams)
+            case Ranges(of=streams, behind=before):
+                return self._ranges(whole, streams, before)
+            case Position(of=stream):
+                return self._position(whole, stream)
 
     def _tokens(self, whole: Tensor, dim: int, streams: Streams, name: str) -> Tensor:
         joint = self._joint(streams)
@@ -172,16 +208,22 @@ class Shards:
         tokens = torch.arange(start, start + size, device=whole.device)
         return whole.index_select(dim, tokens // per_frame)
 
-    def _ranges(self, ranges: Any, streams: Streams) -> list[tuple[int, int, Any]]:
+    def _ranges(self, ranges: Any, streams: Streams, before: str) -> list[tuple[Any, ...]]:
         joint, found, offset = self._joint(streams), [], 0
+        moved = self._streams[before].elsewhere(self._mesh.index) if before else 0
         for start, size in joint.segments(self._mesh.index):
-            for first, end, what in ranges:
-                low = max(first, start)
-                high = min(joint.length if end is None else end, start + size)
+            for first, end, *what in ranges:
+                low = max(first + moved if first else 0, start)
+                high = min(joint.length if end is None else end + moved, start + size)
                 if low < high:
-                    found.append((offset + low - start, offset + high - start, what))
+                    found.append((offset + low - start, offset + high - start, *what))
             offset += size
         return found
+
+    def _position(self, whole: int, name: str) -> int:
+        stream = self._streams[name]
+        start, size = stream.start(self._mesh.index), stream.sizes[self._mesh.index]
+        return min(max(whole - start, 0), size)
 
     # Attention.
 
@@ -195,11 +237,37 @@ class Shards:
             return kernel(*args, **kwargs)
         if previous is not None and self._mesh.dims.ring > 1:
             raise CannotSplit("a node replaced the attention; a ring needs its log-sum-exp.")
-        request = Request.of(*args, **kwargs)
-        return sequence_attention(self._mesh, self._joint(streams), kernel, request)
+        request, joint = Request.of(*args, **kwargs), self._joint(streams)
+        part = self._attention[-1].part
+        keys = self._joint(part.keys or streams)
+        if part.own_mask and request.mask is not None:
+            request = replace(request, mask=self._whole_mask(request.mask, keys))
+        return sequence_attention(self._mesh, joint, keys, kernel, request)
 
-    def _joint(self, streams: Streams) -> Joint:
-        return Joint(tuple(self._streams[name] for name in streams))
+    def _whole_mask(self, mask: Tensor, joint: Joint) -> Tensor:
+        """A mask (batch, heads, 1, all keys) from each rank's for its own keys."""
+        if mask.shape[2] != 1 or mask.shape[3] != joint.local(self._mesh.index):
+            raise CannotSplit(f"{self._plan.family}: a mask of shape {tuple(mask.shape)}.")
+        return self._whole(mask.movedim(3, 1), joint).movedim(1, 3)
+
+    def _joint(self, streams: Sequence[str], kept: Streams = ()) -> Joint:
+        """The layout of streams behind one another, those that are ``kept`` as seen from here."""
+        if missing := [name for name in streams if name not in self._streams]:
+            raise CannotSplit(f"{self._plan.family}: the forward passed over {missing}.")
+        return Joint(
+            tuple(
+                self._streams[name].kept(self._mesh.index) if name in kept else self._streams[name]
+                for name in streams
+            )
+        )
+
+
+def _with_item(value: Any, item: str, change: Callable[[Any], Any]) -> Any:
+    """The value changed, or where it is a tuple, with that item of it changed."""
+    if not item:
+        return change(value)
+    place = int(item)
+    return (*value[:place], change(value[place]), *value[place + 1 :])
 
 
 def _rows(entry: Tensor | None, start: int, size: int) -> Tensor | None:

@@ -1,8 +1,9 @@
-"""Ulysses: before attention, trade a shard of the tokens with all heads for all tokens of some heads.
+"""Ulysses: trade a shard of the tokens with all heads for all tokens of some heads, and back.
 
 After Jacobs et al., DeepSpeed Ulysses (arXiv:2309.14509), with uneven shards and any number of
-heads: nothing is padded, so nothing needs a mask. q, k and v travel in one message. Of a stream that
-is whole on every rank, each takes its heads from its own copy: it is neither sent nor repeated.
+heads: nothing is padded, so nothing needs a mask. q, k and v travel in one message. Of a stream
+that is whole on every rank, each takes its heads from its own copy: it is neither sent nor
+repeated.
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ from comfyfleet.work.events import (
     UnitFailed,
     UnitProgress,
     WorkerJoined,
+    WorkerLent,
     WorkerLost,
+    WorkerReturned,
 )
 from comfyfleet.work.policy import Policy
 from comfyfleet.work.results import (
@@ -64,6 +66,8 @@ __all__ = [
     "VideoRef",
     "WorkerInfo",
     "WorkerJoined",
+    "WorkerLent",
     "WorkerLost",
+    "WorkerReturned",
     "WorkerState",
 ]

@@ -32,7 +32,9 @@ from comfyfleet.work.events import (
     UnitFailed,
     UnitProgress,
     WorkerJoined,
+    WorkerLent,
     WorkerLost,
+    WorkerReturned,
 )
 from comfyfleet.work.guesses import Guesses
 from comfyfleet.work.invariants import check_invariants
@@ -79,12 +81,14 @@ class Dispatch:
         self._handlers: dict[type, Callable[[Any], None]] = {
             WorkerJoined: self._on_worker_joined,
             WorkerLost: self._on_worker_lost,
+            WorkerLent: self._on_worker_lent,
+            WorkerReturned: self._on_worker_returned,
             RunSubmitted: self._on_run_submitted,
             RunCancelled: self._on_run_cancelled,
             UnitDone: self._on_unit_done,
             UnitFailed: self._on_unit_failed,
             UnitProgress: self._on_unit_progress,
-            Tick: self._on_tick,
+            Tick: lambda event: None,  # alarms and waits are looked after on every event
         }
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
@@ -157,6 +161,12 @@ class Dispatch:
             self._retry(attempt.job)
         self._go_on_without()
 
+    def _on_worker_lent(self, event: WorkerLent) -> None:
+        self._bench.lend(self._roster.workers[event.worker_id])
+
+    def _on_worker_returned(self, event: WorkerReturned) -> None:
+        self._bench.take_back(self._roster.workers.get(event.worker_id))
+
     def _remove(self, worker: Worker) -> None:
         self._roster.remove(worker)
         self._bench.discard(worker)
@@ -226,11 +236,10 @@ class Dispatch:
                 self._fail_stranded(job)
 
     def _fail_stranded(self, job: Job) -> None:
-        nobody = messages.nobody_serves(job.run, self._roster.stuck_ids())
         if job.failures:
             self._fail(job.run, messages.unit_failed(job, "no other worker may try it"))
         else:
-            self._fail(job.run, nobody)
+            self._fail_for_nobody(job.run)
 
     # Attempts.
 
@@ -277,9 +286,6 @@ class Dispatch:
             attempt.overdue = False
             self._alarms.set(attempt, at)
             self._offer(attempt.job)
-
-    def _on_tick(self, event: Tick) -> None:
-        """Alarms and waiting workers are looked after on every event."""
 
     def _find_attempt(self, worker_id: str, unit_id: str) -> Attempt | None:
         """The attempt that an event is about; None for a late word on something long over."""

@@ -23,6 +23,20 @@ class WorkerLost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLent:
+    """An idle worker does something that is no unit; it takes none until it is returned."""
+
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReturned:
+    """A lent worker is free again."""
+
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSubmitted:
     """A run wants all of its units done. Run ids are never used twice."""
 
@@ -127,6 +141,8 @@ class CancelRun:
 Event = (
     WorkerJoined
     | WorkerLost
+    | WorkerLent
+    | WorkerReturned
     | RunSubmitted
     | RunCancelled
     | UnitDone

@@ -100,6 +100,17 @@ class Bench:
             if not line:
                 del self._lines[key]
 
+    def lend(self, worker: Worker) -> None:
+        """Take an idle worker away, so that no unit meets it."""
+        self.discard(worker)
+        worker.lent, worker.model_key = True, None
+
+    def take_back(self, worker: Worker | None) -> None:
+        """A lent worker is idle again; nothing to do for one that was lost meanwhile."""
+        if worker is not None and worker.lent:
+            worker.lent = False
+            self.add(worker)
+
     def line(self, run_id: str, model: str | None = None) -> list[Place]:
         """Idle workers that may serve the run, and hold ``model`` if one is given."""
         every = self._lines.get((None, model), _NOBODY)

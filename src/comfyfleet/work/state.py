@@ -14,7 +14,7 @@ from comfyfleet.work.units import Failure, Unit
 #: No sampler makes that many steps: less is noise, and would give absurd estimates.
 _MIN_PROGRESS = 1e-4
 
-WorkerState = Literal["idle", "busy", "stuck"]
+WorkerState = Literal["idle", "busy", "stuck", "lent"]
 
 
 @dataclass(slots=True)
@@ -45,6 +45,8 @@ class Worker:
     attempt: Attempt | None = None
     #: It did not answer for far too long; no units until it does.
     stuck: bool = False
+    #: It does something that is no unit.
+    lent: bool = False
     #: model_key -> seconds per cost.
     paces: dict[str, Estimate] = field(default_factory=dict)
     #: Its time for any unit, relative to the fleet's yardstick (see `speed`).
@@ -54,6 +56,8 @@ class Worker:
     def state(self) -> WorkerState:
         if self.stuck:
             return "stuck"
+        if self.lent:
+            return "lent"
         return "idle" if self.attempt is None else "busy"
 
     def serves(self, run_id: str) -> bool:

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from comfyfleet.parallel.call import Call
-from tests.parity.case import Case, make, noise
+from tests.parity.case import Case, known, make, noise
 
 
 def flux(heads: int = 4, **options: Any) -> nn.Module:
-    from comfy.ldm.flux.model import Flux
+    from comfy.ldm.flux.model import Flux, FluxParams
 
     parameters = {
         "in_channels": 4, "out_channels": 4, "vec_in_dim": 12, "context_in_dim": 20,
         "hidden_size": 16 * heads, "mlp_ratio": 2.0, "num_heads": heads, "depth": 2,
         "depth_single_blocks": 2, "axes_dim": [4, 6, 6], "theta": 10000, "patch_size": 2,
-        "qkv_bias": True, "guidance_embed": True,
+        "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
     }  # fmt: skip
-    return make(Flux, **{**parameters, **options})
+    return make(Flux, **known(FluxParams, **{**parameters, **options}))
 
 
 def call(h: int = 8, w: int = 10, batch: int = 1, text: int = 7, **kwargs: Any) -> Call:

@@ -9,6 +9,7 @@ from comfyfleet.extension.nodes.collector import FleetCollectNext, FleetCollecto
 from comfyfleet.extension.nodes.demo import FleetDemoModel
 from comfyfleet.extension.nodes.internal import FleetReturn, FleetSeedOffset
 from comfyfleet.extension.nodes.legacy import LEGACY_NODES
+from comfyfleet.extension.nodes.parallel import FleetFollow, FleetParallelModel
 from comfyfleet.extension.nodes.values import FleetModelName, FleetSeed, FleetValue
 
 NODES = [
@@ -20,9 +21,11 @@ NODES = [
     FleetModelName,
     FleetEmptyImage,
     FleetDemoModel,
+    FleetParallelModel,
     FleetCollectNext,
     FleetReturn,
     FleetSeedOffset,
+    FleetFollow,
 ]
 
 __all__ = ["LEGACY_NODES", "NODES"]

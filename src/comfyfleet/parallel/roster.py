@@ -1,0 +1,59 @@
+"""How a gang finds together: followers announce themselves, the leader says who is which rank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch.distributed import Store
+
+from comfyfleet.parallel.comm import Place
+
+_ROSTER = "roster"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticket:
+    """What a follower gets to find its gang: a file that both sides see, and its own name there.
+
+    ``shape`` is that of the latent, for the memory that a forward takes.
+    """
+
+    store: str
+    name: str
+    shape: tuple[int, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Ticket:
+        """Raises ValueError or TypeError for anything that ``to_json`` did not write."""
+        found = json.loads(text)
+        return cls(store=found["store"], name=found["name"], shape=tuple(found["shape"]))
+
+
+def announce(store: Store, name: str) -> None:
+    """Say that this follower can begin."""
+    store.set(f"ready/{name}", "")
+
+
+def is_ready(store: Store, name: str) -> bool:
+    """Has this follower announced itself?"""
+    return bool(store.check([f"ready/{name}"]))
+
+
+def call_up(store: Store, names: Sequence[str], backend: str) -> None:
+    """Say who takes part, in rank order after the leader; all others go home."""
+    store.set(_ROSTER, json.dumps({"names": list(names), "backend": backend}))
+
+
+def take_place(store: Store, name: str, device: torch.device) -> Place | None:
+    """Wait for the leader's word; this follower's place, or None if it is not needed."""
+    roster = json.loads(store.get(_ROSTER))
+    if name not in roster["names"]:
+        return None
+    rank, size = 1 + roster["names"].index(name), 1 + len(roster["names"])
+    return Place(rank=rank, size=size, device=device, backend=roster["backend"])
