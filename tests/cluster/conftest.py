@@ -9,6 +9,8 @@ import pytest
 
 from comfyfleet.fleet import Fleet, Host
 from comfyfleet.planner import cpu_device
+from tests.parallel_bed.bed import Bed
+from tests.parallel_bed.checkpoints import write_models
 from tests.support import Master
 
 
@@ -26,5 +28,23 @@ def master(
 ) -> Iterator[Master]:
     """A ComfyUI that computes itself and has two CPU workers."""
     running = Master(comfyui, tmp_path_factory.mktemp("master"), workers="cpu,cpu")
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of tiny models, as ComfyUI lays it out."""
+    folder = tmp_path_factory.mktemp("models")
+    write_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bed(
+    comfyui: Path, models: Path, tmp_path_factory: pytest.TempPathFactory, nothing_left: None
+) -> Iterator[Bed]:
+    """A master with tiny models and two CPU workers: three devices that compute a step."""
+    running = Bed(comfyui, tmp_path_factory.mktemp("bed"), models, workers="cpu,cpu")
     yield running
     running.close()

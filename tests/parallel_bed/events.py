@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests.support import Master, error_of
 
 #: Kinds of binary messages, and what our client says to get previews with their node.
-PREVIEW, PREVIEW_WITH_METADATA = 1, 4
+PREVIEW, TEXT, PREVIEW_WITH_METADATA = 1, 3, 4
 FEATURES = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
 #: Newer ComfyUI take the preview method from each prompt; 0.3.75 has it from our pack.
 EXTRA = {"preview_method": "latent2rgb"}
@@ -30,7 +30,8 @@ PROMPT_EVENTS = {"execution_start", "execution_success"}
 class Event:
     """One message about a prompt, without what differs from run to run.
 
-    Kinds are ComfyUI's, and ``preview``. ``executing`` without a node is the end of the prompt.
+    Kinds are ComfyUI's, ``preview``, and ``text`` for what a node tells its user. ``executing``
+    without a node is the end of the prompt.
     """
 
     kind: str
@@ -39,6 +40,8 @@ class Event:
     maximum: int | None = None
     #: Of a preview's bytes; equal events may have different pictures.
     digest: str = field(default="", compare=False)
+    #: What a node said; equal events may have different texts.
+    text: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class Recording:
 
     def count(self, kind: str) -> int:
         return sum(event.kind == kind for event in self.events)
+
+    @property
+    def texts(self) -> list[str]:
+        """What nodes said while the prompt ran, in order."""
+        return [event.text for event in self.events if event.kind == "text"]
 
 
 def record(
@@ -136,3 +144,6 @@ def _read_binary(data: bytes) -> Iterable[Event]:
         yield Event("preview", metadata["node_id"], digest=digest)
     elif kind == PREVIEW:
         yield Event("preview", digest=hashlib.sha256(data[8:]).hexdigest())
+    elif kind == TEXT:
+        node, text = data[8 : 8 + length].decode(), data[8 + length :].decode()
+        yield Event("text", node, text=text)

@@ -1,12 +1,14 @@
 """Prompts that sample with the tiny models, as clients send them.
 
-Node ids say what a node is: ``model`` (the loader), ``lora``, ``model_sampling``, ``parallel``,
-``easycache``, ``positive``, ``negative``, ``latent``, ``sampler``, ``save``.
+Node ids say what a node is: ``model`` (the loader), ``lora``, ``model_sampling``, ``before_0``,
+``parallel``, ``after_0``, ``easycache``, ``positive``, ``negative``, ``latent``, ``sampler``,
+``save``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,8 @@ from tests.parallel_bed import checkpoints
 
 Prompt = dict[str, Any]
 Link = list[Any]
+#: A node that patches a model: its class, and its inputs but ``model``.
+Patch = tuple[str, Mapping[str, Any]]
 
 PARALLEL = "FleetParallelModel"
 #: For ``model_sampling``: a stock node and its inputs.
@@ -58,9 +62,11 @@ def sampling(
     masked: int | None = None,
     lora: float | None = None,
     controlnet: float | None = None,
-    model_sampling: tuple[str, Mapping[str, Any]] | None = None,
+    model_sampling: Patch | None = None,
     easycache: float | None = None,
+    before: Sequence[Patch] = (),
     parallel: Mapping[str, Any] | None = None,
+    after: Sequence[Patch] = (),
     custom_advanced: bool = False,
 ) -> Prompt:
     """A prompt from the stock loader to a saved latent.
@@ -68,13 +74,23 @@ def sampling(
     ``size`` is in pixels, 8 to a latent's element; ``frames`` are latent frames of a video;
     ``tokens`` are the text's lengths, positive and negative; of both, the last ``masked`` are
     padding. ``lora`` and ``controlnet`` are strengths, ``easycache`` is its threshold,
-    ``parallel`` the inputs of Parallel Model but ``model``. With ``custom_advanced``, cfg 1
-    means a BasicGuider, without any negative.
+    ``parallel`` the inputs of Parallel Model but ``model``; ``before`` and ``after`` are right
+    there, with or without it. With ``custom_advanced``, cfg 1 means a BasicGuider, without any
+    negative.
     """
     kind = FAMILIES[family]
     file = f"{family}-{heads or kind.heads}.safetensors"
     prompt: Prompt = {}
-    model = _model(prompt, file, lora, model_sampling, parallel, easycache)
+    model = _model(prompt, file, lora, model_sampling)
+    for i, (class_type, inputs) in enumerate(before):
+        model = _add(prompt, f"before_{i}", class_type, model=model, **inputs)
+    if parallel is not None:
+        model = _add(prompt, "parallel", PARALLEL, model=model, **parallel)
+    for i, (class_type, inputs) in enumerate(after):
+        model = _add(prompt, f"after_{i}", class_type, model=model, **inputs)
+    if easycache is not None:
+        class_type, inputs = easy_cache(easycache)
+        model = _add(prompt, "easycache", class_type, model=model, **inputs)
     conds = _conditioning(prompt, kind, tokens, masked)
     if controlnet is not None:
         conds = _controlnet(prompt, file, conds, controlnet, size)
@@ -87,31 +103,46 @@ def sampling(
     return {name: node for name, node in prompt.items() if name in used}
 
 
+def easy_cache(threshold: float) -> Patch:
+    """ComfyUI's EasyCache, for most of the steps."""
+    span = {"start_percent": 0.1, "end_percent": 0.95, "verbose": False}
+    return "EasyCache", {"reuse_threshold": threshold, **span}
+
+
+def lora_of(name: str, strength: float) -> Patch:
+    """The LoRA of a model, loaded by the stock node."""
+    return "LoraLoaderModelOnly", {"lora_name": f"{name}.safetensors", "strength_model": strength}
+
+
+def alone(prompt: Mapping[str, Any]) -> Prompt:
+    """The prompt without its Parallel Model nodes."""
+    copy: Prompt = json.loads(json.dumps(prompt))
+    removed = {name: copy.pop(name) for name, node in prompt.items() if _is_parallel(node)}
+    for node in copy.values():
+        for key, value in node["inputs"].items():
+            while isinstance(value, list) and value[0] in removed:
+                value = removed[value[0]]["inputs"]["model"]
+                node["inputs"][key] = value
+    return copy
+
+
+def _is_parallel(node: Mapping[str, Any]) -> bool:
+    return node["class_type"] == PARALLEL
+
+
 def _add(prompt: Prompt, name: str, class_type: str, **inputs: Any) -> Link:
     prompt[name] = {"class_type": class_type, "inputs": inputs}
     return [name, 0]
 
 
-def _model(
-    prompt: Prompt,
-    file: str,
-    lora: float | None,
-    model_sampling: tuple[str, Mapping[str, Any]] | None,
-    parallel: Mapping[str, Any] | None,
-    easycache: float | None,
-) -> Link:
+def _model(prompt: Prompt, file: str, lora: float | None, model_sampling: Patch | None) -> Link:
     model = _add(prompt, "model", "UNETLoader", unet_name=file, weight_dtype="default")
     if lora is not None:
-        inputs = {"model": model, "lora_name": file, "strength_model": lora}
-        model = _add(prompt, "lora", "LoraLoaderModelOnly", **inputs)
+        class_type, inputs = lora_of(file.removesuffix(".safetensors"), lora)
+        model = _add(prompt, "lora", class_type, model=model, **inputs)
     if model_sampling is not None:
-        node, patch = model_sampling
-        model = _add(prompt, "model_sampling", node, model=model, **patch)
-    if parallel is not None:
-        model = _add(prompt, "parallel", PARALLEL, model=model, **parallel)
-    if easycache is not None:
-        inputs = {"reuse_threshold": easycache, "start_percent": 0.1, "end_percent": 0.95}
-        model = _add(prompt, "easycache", "EasyCache", model=model, verbose=False, **inputs)
+        class_type, inputs = model_sampling
+        model = _add(prompt, "model_sampling", class_type, model=model, **inputs)
     return model
 
 

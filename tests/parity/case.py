@@ -16,19 +16,24 @@ from comfyfleet.parallel.call import Call
 from comfyfleet.parallel.dims import ParallelDims
 
 
-def dims_of(ulysses: int = 1, ring: int = 1) -> ParallelDims:
-    return ParallelDims(ulysses=ulysses, ring=ring)
-
-
-#: The columns of the table: how the tokens are split.
+#: How tokens are split: each rank calls the engine.
 SPLITS: Mapping[str, ParallelDims] = {
-    "ulysses 2": dims_of(ulysses=2),
-    "ulysses 3": dims_of(ulysses=3),
-    "ulysses 4": dims_of(ulysses=4),
-    "ring 2": dims_of(ring=2),
-    "ring 3": dims_of(ring=3),
-    "ring 4": dims_of(ring=4),
-    "ulysses 2 x ring 2": dims_of(ulysses=2, ring=2),
+    "ulysses 2": ParallelDims(ulysses=2),
+    "ulysses 3": ParallelDims(ulysses=3),
+    "ulysses 4": ParallelDims(ulysses=4),
+    "ring 2": ParallelDims(ring=2),
+    "ring 3": ParallelDims(ring=3),
+    "ring 4": ParallelDims(ring=4),
+    "ulysses 2 x ring 2": ParallelDims(ulysses=2, ring=2),
+}
+
+#: How a gang shares conditionings and batches: a leader sends each follower its part.
+GANGS: Mapping[str, ParallelDims] = {
+    "cfg 2": ParallelDims(cfg=2),
+    "cfg 2 x ulysses 2": ParallelDims(cfg=2, ulysses=2),
+    "batch 2": ParallelDims(batch=2),
+    "batch 3": ParallelDims(batch=3),
+    "batch 2 x ring 2": ParallelDims(batch=2, ring=2),
 }
 
 

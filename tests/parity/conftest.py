@@ -34,7 +34,11 @@ def ranks() -> Iterator[Ranks]:
 
 
 @pytest.fixture(scope="session")
-def table() -> Iterator[Table]:
-    found = Table()
+def table(comfy: None) -> Iterator[Table]:
+    from comfyui_version import __version__
+
+    from tests.parity.test_parity import CASES, COLUMNS
+
+    found = Table(__version__, [case.id for case in CASES], list(COLUMNS))
     yield found
-    found.check()
+    found.write()

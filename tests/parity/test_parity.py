@@ -12,17 +12,20 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from comfyfleet.parallel.comm import World  # noqa: E402
+from comfyfleet.parallel.batch import Unsplittable  # noqa: E402
 from comfyfleet.parallel.engine import sequence_forward  # noqa: E402
+from comfyfleet.parallel.gang import Follower, Leader, Split  # noqa: E402
 from comfyfleet.parallel.mesh import SequenceMesh  # noqa: E402
 from comfyfleet.parallel.plans import find_plan  # noqa: E402
 from tests.parallel.ranks import Ranks  # noqa: E402
 from tests.parity import families  # noqa: E402
-from tests.parity.case import SPLITS, Case  # noqa: E402
+from tests.parity.case import GANGS, SPLITS, Case  # noqa: E402
 from tests.parity.table import Table  # noqa: E402
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("comfy")]
 
 BOUND = 1e-5
+COLUMNS = {**SPLITS, **GANGS}
 
 CASES = [
     case
@@ -59,6 +62,7 @@ def relative_error(found, expected) -> float:
 @pytest.mark.parametrize("column", SPLITS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_ranks_compute_what_one_does(case: Case, column: str, ranks: Ranks, table: Table):
+    table.begin(case.id, column)
     if column not in case.splits:
         pytest.skip("refused by the family")
     models, expected = whole(case)
@@ -72,6 +76,39 @@ def test_ranks_compute_what_one_does(case: Case, column: str, ranks: Ranks, tabl
         )
 
     found = ranks.run(dims.size, work)
+    error = max(relative_error(out, expected) for out in found)
+    table.note(case.id, column, error)
+    assert error <= BOUND
+
+
+@pytest.mark.parametrize("column", GANGS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_gangs_compute_what_one_does(case: Case, column: str, ranks: Ranks, table: Table):
+    table.begin(case.id, column)
+    dims, (models, expected) = GANGS[column], whole(case)
+    if dims.sequence > 1 and not case.splits:
+        pytest.skip("the family has no plan")
+    x = case.call().args[0]
+    if dims.batch > 1 and not (isinstance(x, torch.Tensor) and x.shape[0] > 1):
+        pytest.skip("a batch of one")
+
+    def work(world: World):
+        model = models[world.place.rank]
+        if world.place.rank:
+            Follower(world, model).serve()
+            return []
+        leader, split = Leader(world), Split(dims, (1.0,) * dims.size)
+        outs = [
+            joined(leader.forward(split, model, forward_of(model), case.call(), cfg))
+            for cfg in range(dims.cfg)
+        ]
+        leader.close()
+        return outs
+
+    try:
+        found = ranks.run(dims.size, work)[0]
+    except Unsplittable as error:
+        pytest.skip(str(error))
     error = max(relative_error(out, expected) for out in found)
     table.note(case.id, column, error)
     assert error <= BOUND

@@ -107,9 +107,15 @@ def doctor(
 @app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="Which benchmark; see docs/benchmarks.md.")],
+    family: Annotated[str | None, typer.Option(help="sequence: the model family.")] = None,
+    ranks: Annotated[int | None, typer.Option(help="sequence: how many ranks.")] = None,
+    ulysses: Annotated[int | None, typer.Option(help="sequence: the Ulysses degree.")] = None,
+    ring: Annotated[int | None, typer.Option(help="sequence: the ring degree.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure, and print the figures; --json prints one JSON object as the last line."""
     from comfyfleet.cli.bench import run_benchmark
 
-    run_benchmark(name, as_json=as_json)
+    given = {"family": family, "ranks": ranks, "ulysses": ulysses, "ring": ring}
+    options = {key: value for key, value in given.items() if value is not None}
+    run_benchmark(name, options, as_json=as_json)

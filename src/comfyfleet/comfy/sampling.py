@@ -105,7 +105,7 @@ class Sampling:
         self._begin()
         step = self._step_of(conds, x, model)
         self._split, self._computed = self._choose(step), False
-        self._trial = self._trial_of(x, step)
+        self._trial = self._trial_of(x, step, model)
         if self._trial is not None and not self._trial.parallel:
             self._split = None
         began = time.perf_counter()
@@ -214,11 +214,11 @@ class Sampling:
         finally:
             self._local.cfg = 0
 
-    def _trial_of(self, x: Tensor, step: Step) -> Trial | None:
+    def _trial_of(self, x: Tensor, step: Step, model: Any) -> Trial | None:
         """What is known of such steps; only ``auto`` may decide to use one device."""
         if self._wish.strategy != "auto" or self._split is None:
             return None
-        key = (tuple(x.shape), step, self._gang.devices)
+        key = (_identity(model), tuple(x.shape), step, self._gang.devices)
         return self._account.trials.setdefault(key, Trial())
 
     def _note(self, began: float, device: torch.device) -> None:
@@ -250,3 +250,9 @@ class Sampling:
             if not self._trial.parallel:
                 text += " So one device computes."
         return text
+
+
+def _identity(model: Any) -> tuple[str, int]:
+    """What tells models apart by their speed: another may be behind the same node tomorrow."""
+    size = sum(weight.numel() for weight in model.diffusion_model.parameters())
+    return type(model.diffusion_model).__qualname__, size

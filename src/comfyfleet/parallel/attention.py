@@ -77,6 +77,7 @@ def sequence_attention(
     where the request asked for heads apart.
     """
     _check(joint, keys, mesh, request)
+    _check_mask(request, joint.length, keys.length)
     heads, head_dim = request.q.shape[1], request.v.shape[3]
     groups = largest_remainder(request.k.shape[1], mesh.head_weights)
     widths = [heads // request.k.shape[1] * count for count in groups]
@@ -160,10 +161,18 @@ def _check(joint: Joint, keys: Joint, mesh: SequenceMesh, request: Request) -> N
             f"attention got {found} queries and keys on this rank where the split has {local}; "
             f"this model's forward differs from its plan."
         )
-    if request.mask is not None and request.mask.shape[3] not in (1, keys.length):
-        raise CannotSplit(
-            f"attention got a mask for {request.mask.shape[3]} keys where there are {keys.length}."
-        )
     unknown = set(request.options) - _HARMLESS - {"scale"}
     if mesh.dims.ring > 1 and unknown:
         raise CannotSplit(f"a ring cannot honour the attention option(s) {sorted(unknown)}.")
+
+
+def _check_mask(request: Request, num_queries: int, num_keys: int) -> None:
+    """The mask must be that of all tokens: this rank takes its part of it."""
+    if request.mask is None:
+        return
+    found, whole = tuple(request.mask.shape), (*request.q.shape[:2], num_queries, num_keys)
+    if any(size not in (1, wanted) for size, wanted in zip(found, whole, strict=True)):
+        raise CannotSplit(
+            f"attention got a mask of shape {found}; one for all tokens has {whole}, or 1 in "
+            f"place of any of these."
+        )

@@ -14,13 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, Store
 
 from comfyfleet.errors import LinkLost
+
+T = TypeVar("T")
 
 _LOOPBACK = "127.0.0.1"
 #: Seconds that a message may be waited for: a leader may be busy with other things for hours.
@@ -56,16 +58,25 @@ class Group:
         #: Where the backend can read and write.
         self._medium = self._device if backend == "nccl" else torch.device("cpu")
         self._connections = process_group
+        #: Exchanges so far, equal on all ranks of the group: messages in flight are told apart.
+        self._exchanges = 0
+        #: Exchanges that nobody has waited for yet. Nothing else may hold what backends return:
+        #: it holds the connections, and a traceback would hold it.
+        self._underway: dict[int, list[Any]] = {}
 
     @property
     def _pg(self) -> Any:
+        self._check_open()
+        return self._connections
+
+    def _check_open(self) -> None:
         if self._connections is None:
             raise LinkLost(f"rank {self._world.place.rank} has left its gang.")
-        return self._connections
 
     def close(self) -> None:
         """Drop the connections. Whoever holds this object keeps them no longer."""
         self._connections = None
+        self._underway.clear()
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -83,7 +94,7 @@ class Group:
                 _as_bytes(outgoing),
                 [width * count for count in into],
                 [width * count for count in sizes],
-            )
+            ).wait()
         )
         return incoming.to(self._device)
 
@@ -96,12 +107,12 @@ class Group:
     def send(self, data: Tensor, to: int) -> None:
         """Send a flat tensor to one rank of the group, by index."""
         outgoing = self._readable(data)
-        self._world.wait(lambda: self._pg.send([_as_bytes(outgoing)], to, 0))
+        self._world.wait(lambda: self._pg.send([_as_bytes(outgoing)], to, 0).wait())
 
     def receive(self, size: int, dtype: torch.dtype, source: int) -> Tensor:
         """Receive ``size`` elements, flat, on this rank's device."""
         incoming = self._empty(size, dtype)
-        self._world.wait(lambda: self._pg.recv([_as_bytes(incoming)], source, 0))
+        self._world.wait(lambda: self._pg.recv([_as_bytes(incoming)], source, 0).wait())
         return incoming.to(self._device)
 
     def start_exchange(self, data: Tensor, to: int, size: int, source: int) -> Callable[[], Tensor]:
@@ -110,19 +121,25 @@ class Group:
         ``to`` and ``source`` are indices in the group. Call what is returned to wait for them.
         """
         world, outgoing, incoming = self._world, self._readable(data), self._empty(size, data.dtype)
-        tag = world.next_tag()
+        self._exchanges += 1
+        tag = self._exchanges
         sends = lambda: self._pg.send([_as_bytes(outgoing)], to, tag)  # noqa: E731
         receives = lambda: self._pg.recv([_as_bytes(incoming)], source, tag)  # noqa: E731
         # Some ranks send first and some receive first: NCCL carries out one after the other.
         order = (sends, receives) if to < self.index else (receives, sends)
-        works = [world.begin(start) for start in order]
+        self._underway[tag] = [world.begin(start) for start in order]
 
         def finish() -> Tensor:
-            for work in works:
-                world.begin(work.wait)
+            world.wait(lambda: self._end_exchange(tag))
             return incoming.to(self._device)
 
         return finish
+
+    def _end_exchange(self, tag: int) -> None:
+        self._check_open()
+        for i in range(len(self._underway[tag])):
+            self._underway[tag][i].wait()
+        del self._underway[tag]
 
     def _readable(self, data: Tensor) -> Tensor:
         return data.contiguous().to(self._medium)
@@ -164,26 +181,21 @@ class World:
         stack = "".join(traceback.format_stack(frame)[-8:]) if frame else "  (idle)\n"
         return f"rank {self.place.rank} has done {self.operations} operations; it is in:\n{stack}"
 
-    def wait(self, start: Callable[[], Any]) -> None:
-        """Start an operation and wait for its end. Raises LinkLost."""
+    def wait(self, operate: Callable[[], T]) -> T:
+        """Do something that waits for other ranks. Raises LinkLost."""
         self.operations += 1
         self._thread = threading.get_ident()
         try:
-            self.begin(lambda: start().wait())
+            return self.begin(operate)
         finally:
             self._thread = None
 
-    def begin(self, start: Callable[[], Any]) -> Any:
+    def begin(self, start: Callable[[], T]) -> T:
         """Do something with a connection. Raises LinkLost."""
         try:
             return start()
         except RuntimeError as error:  # what torch.distributed raises for all its failures
             raise LinkLost(f"rank {self.place.rank} lost the others: {error}") from error
-
-    def next_tag(self) -> int:
-        """A number for messages that are in flight at the same time; equal on all ranks."""
-        self.operations += 1
-        return self.operations
 
     def _group(self, purpose: str, ranks: tuple[int, ...], backend: str, timeout_s: float) -> Group:
         if self.closed:
@@ -192,7 +204,7 @@ class World:
             store = PrefixStore(f"{purpose}/{'-'.join(map(str, ranks))}", self._store)
             rank, timeout = ranks.index(self.place.rank), timedelta(seconds=timeout_s)
             make = partial(_PROCESS_GROUPS[backend], store, rank, len(ranks), timeout, self.place)
-            self._groups[purpose, ranks] = Group(self, ranks, backend, self.begin(make))
+            self._groups[purpose, ranks] = Group(self, ranks, backend, self.wait(make))
         return self._groups[purpose, ranks]
 
 

@@ -51,6 +51,8 @@ def _flash_cpu(
 ) -> tuple[Tensor, Tensor]:
     name = "_scaled_dot_product_flash_attention_for_cpu"
     out, lse = getattr(torch.ops.aten, name)(q, k, v, 0.0, False, attn_mask=bias, scale=scale)
+    if bias is not None:  # where nothing is attended, the kernel says 0
+        lse = lse.masked_fill((bias == -math.inf).all(-1), -math.inf)
     return out, lse
 
 
@@ -75,7 +77,8 @@ _ROWS = 512
 def _plain(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    q, k, v = q.float() * (scale or q.shape[-1] ** -0.5), k.float().transpose(-1, -2), v.float()
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    q, k, v = q.float() * scale, k.float().transpose(-1, -2), v.float()
     outs, lses = [], []
     for start in range(0, q.shape[-2], _ROWS):
         scores = q[..., start : start + _ROWS, :] @ k

@@ -93,13 +93,7 @@ class Shards:
         for name, reason in part.refuses.items():
             if arguments.get(name) is not None:
                 raise CannotSplit(f"{self._plan.family} with {name}: {reason}")
-        found = dict(arguments)
-        for name, streams in part.enter.items():
-            argument, _, item = name.partition(".")
-            if found.get(argument) is not None:
-                enter = partial(self._enter, part=part, streams=streams, name=name)
-                found[argument] = _with_item(found[argument], item, enter)
-                yield argument, found[argument]
+        yield from self._entering(part, arguments)
         for name, follows in part.local.items():
             if arguments.get(name) is not None:
                 yield name, self._localise(arguments[name], follows, name)
@@ -117,6 +111,15 @@ class Shards:
             else:
                 out = self._leave(out, streams, part.kept)
         return out
+
+    def _entering(self, part: Part, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        found = dict(arguments)
+        for name, streams in part.enter.items():
+            argument, _, item = name.partition(".")
+            if found.get(argument) is not None:
+                enter = partial(self._enter, part=part, streams=streams, name=name)
+                found[argument] = _with_item(found[argument], item, enter)
+                yield argument, found[argument]
 
     def _enter(self, whole: Tensor, part: Part, streams: Streams, name: str) -> Tensor:
         grid = whole.shape[1 : 1 + part.token_dims]

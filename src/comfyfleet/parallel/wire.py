@@ -142,8 +142,8 @@ def _pack(tensors: Sequence[Tensor]) -> Tensor:
     size = sum(_aligned(tensor.numel() * tensor.element_size()) for tensor in tensors)
     data, start = torch.empty(size, dtype=torch.uint8, device=device), 0
     for tensor in tensors:
-        part = tensor.contiguous().reshape(-1).view(torch.uint8)
-        data[start : start + part.numel()] = part.to(device)
+        part = data[start : start + tensor.numel() * tensor.element_size()]
+        part.view(tensor.dtype).view(tensor.shape).copy_(tensor)
         start += _aligned(part.numel())
     return data
 

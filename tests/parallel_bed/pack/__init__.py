@@ -1,9 +1,12 @@
-"""Test nodes: seeded text conditioning and pictures. Opening the pack turns on previews."""
+"""Test nodes: seeded inputs, patches of models, faults. Opening the pack turns on previews."""
 
 from __future__ import annotations
 
 import torch
 from comfy.cli_args import LatentPreviewMethod, args
+
+from .patches import Patched
+from .traps import Trap
 
 if args.preview_method is LatentPreviewMethod.NoPreviews:  # the command line wins
     args.preview_method = LatentPreviewMethod.Latent2RGB
@@ -60,4 +63,9 @@ class Picture:
         return (fine[:, :, :height, :width].movedim(1, -1).contiguous(),)
 
 
-NODE_CLASS_MAPPINGS = {"TestConditioning": Conditioning, "TestPicture": Picture}
+NODE_CLASS_MAPPINGS = {
+    "TestConditioning": Conditioning,
+    "TestPicture": Picture,
+    "TestPatch": Patched,
+    "TestTrap": Trap,
+}

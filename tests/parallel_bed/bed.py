@@ -1,0 +1,155 @@
+"""A ComfyUI with workers and tiny models, and what it takes to compare many devices with one."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from comfyfleet.fleet.registry import FleetRecord, read_records
+from tests.parallel_bed import PACK
+from tests.parallel_bed.events import Event, Recording, latent, record
+from tests.parallel_bed.prompts import Patch, Prompt, alone
+from tests.support import Master, wait_until
+
+#: How far a latent may be from that of one device: floating point, no more.
+TOLERANCE = 1e-5
+#: What ComfyUI logs when it makes a model from a file.
+LOADED = "model weight dtype"
+
+OnEvent = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A prompt that ran with Parallel Model."""
+
+    latent: torch.Tensor
+    recording: Recording
+    #: The relative error against one device.
+    error: float
+
+    @property
+    def samplings(self) -> list[str]:
+        """How each sampling was computed, as the node told it: "4 as ulysses 3"."""
+        return [found[1] for text in self.texts if (found := _SAMPLING.match(text))]
+
+    @property
+    def warnings(self) -> str:
+        """All else that the node told."""
+        return "\n".join(text for text in self.texts if not _SAMPLING.match(text))
+
+    @property
+    def texts(self) -> list[str]:
+        return self.recording.texts
+
+
+_SAMPLING = re.compile(r"Last sampling: (.*); devices: ")
+
+
+class Bed:
+    """A master, and the latents that one device gives."""
+
+    def __init__(self, comfyui: Path, base: Path, models: Path, *, workers: str) -> None:
+        base.mkdir(parents=True, exist_ok=True)
+        (base / "models").symlink_to(models)
+        self.order = base / "order.json"
+        self._known: dict[str, Recording] = {}
+        self.master = Master(comfyui, base, workers=workers, packs={"parallel_bed": PACK})
+
+    def close(self) -> None:
+        self.master.close()
+
+    def alone(self, prompt: Mapping[str, Any]) -> Recording:
+        """What one device does with a prompt; computed once."""
+        plain = alone(prompt)
+        key = json.dumps(plain, sort_keys=True)
+        if key not in self._known:
+            self._known[key] = record(self.master, plain)
+        return self._known[key]
+
+    def run(self, prompt: Prompt, *, on_event: OnEvent | None = None) -> Outcome:
+        """Run a prompt; its latent and how far it is from that of one device."""
+        expected = latent(self.master, self.alone(prompt).entry)
+        assert expected.isfinite().all() and 0.1 < expected.std() < 100
+        recording = record(self.master, prompt, on_event=on_event)
+        found = latent(self.master, recording.entry)
+        assert found.shape == expected.shape
+        error = float((found - expected).norm() / expected.norm())
+        return Outcome(latent=found, recording=recording, error=error)
+
+    def check(self, prompt: Prompt, *ways: str) -> Outcome:
+        """Run a prompt, whose samplings must be computed so, without a warning, as by one."""
+        found = self.run(prompt)
+        assert found.samplings == list(ways), found.texts
+        assert not found.warnings, found.warnings
+        assert found.error <= TOLERANCE, (found.error, found.texts)
+        return found
+
+    def check_warned(self, prompt: Prompt, warning: str, *ways: str) -> Outcome:
+        """Run a prompt, of which one device computes a part, as the node says."""
+        found = self.run(prompt)
+        assert re.search(warning, found.warnings), found.texts
+        assert found.samplings == list(ways), found.texts
+        assert found.error <= TOLERANCE, (found.error, found.texts)
+        return found
+
+    # Workers.
+
+    def fleet(self) -> FleetRecord:
+        """The record of the fleet that lives."""
+        pid = self.master.process.pid
+        found = wait_until(
+            lambda: [record for record in read_records() if record.owner_pid == pid], "a fleet"
+        )
+        return found[-1]
+
+    def pid(self, worker: str) -> int:
+        return next(info.pid for info in self.fleet().workers if info.id == worker)
+
+    def living(self) -> list[str]:
+        """The workers whose processes live."""
+        workers = self.fleet().workers
+        return [info.id for info in workers if psutil.pid_exists(info.pid)]
+
+    def log_of(self, worker: str) -> str:
+        """A worker's log; ComfyUI's of the master for an empty name."""
+        if not worker:
+            return self.master.log.read_text(errors="replace")
+        path = next(info.log_file for info in self.fleet().workers if info.id == worker)
+        return Path(path).read_text(errors="replace")
+
+    def loads(self) -> dict[str, int]:
+        """How many models each worker has loaded from a file so far."""
+        return {info.id: self.log_of(info.id).count(LOADED) for info in self.fleet().workers}
+
+    # Faults.
+
+    @property
+    def trap(self) -> Patch:
+        """The node in which processes fail as ordered."""
+        return "TestTrap", {"order": str(self.order)}
+
+    @contextmanager
+    def ordered(self, what: str, *who: str, after: int = 0, **more: Any) -> Iterator[None]:
+        """While this lasts, these processes do it in the next calls of the trap but ``after``."""
+        order = {"id": uuid.uuid4().hex, "what": what, "who": who, "after": after, **more}
+        self.order.write_text(json.dumps(order))
+        try:
+            yield
+        finally:
+            self.order.unlink()
+
+
+def tokens_in(log: str, worker: str) -> list[tuple[int, int]]:
+    """Batch and tokens at each call of the trap that a process logged."""
+    found = re.findall(rf"trap: {worker} has (\d+) x (\d+) tokens", log)
+    return [(int(batch), int(tokens)) for batch, tokens in found]
