@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from comfyfleet.parallel.call import Call
 from comfyfleet.parallel.dims import ParallelDims
 
-
 #: How tokens are split: each rank calls the engine.
 SPLITS: Mapping[str, ParallelDims] = {
     "ulysses 2": ParallelDims(ulysses=2),

@@ -11,8 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from comfyfleet.parallel.comm import World  # noqa: E402
 from comfyfleet.parallel.batch import Unsplittable  # noqa: E402
+from comfyfleet.parallel.comm import World  # noqa: E402
 from comfyfleet.parallel.engine import sequence_forward  # noqa: E402
 from comfyfleet.parallel.gang import Follower, Leader, Split  # noqa: E402
 from comfyfleet.parallel.mesh import SequenceMesh  # noqa: E402

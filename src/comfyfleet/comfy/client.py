@@ -50,6 +50,10 @@ class ComfyClient:
             await self._follow(socket, prompt, prompt_id, on_progress)
         return await self._history(prompt_id)
 
+    async def free(self, request: Mapping[str, Any]) -> None:
+        """Pass on what somebody asked of ComfyUI's own /free: unload models, free memory."""
+        await self._post("/free", dict(request))
+
     async def interrupt(self, prompt_id: str) -> bool:
         """Stop this prompt whether it waits or runs; other prompts go on.
 

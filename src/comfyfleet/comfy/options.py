@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +35,23 @@ def options_of(forward: Callable[..., Any], call: Call) -> Mapping[str, Any]:
     return named.get(_OPTIONS) or call.kwargs.get(_OPTIONS) or {}
 
 
+class _Same:
+    """Equal to itself only, as tensors inside of what it holds cannot be compared."""
+
+    def __init__(self, thing: object) -> None:
+        self._thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._thing is other._thing
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True)
 class Imprint:
     """What a model was like where the Parallel Model node stands: followers have the same."""
 
-    weights: Any
+    weights: Mapping[str, Sequence[_Same]]
     objects: Mapping[str, int]
     options: Mapping[str, Any]
 
@@ -52,7 +64,7 @@ class Imprint:
             if name.startswith("diffusion_model")
         }
         options = patcher.model_options.get(_OPTIONS, {})
-        return cls(patcher.patches_uuid, objects, _functions(options))
+        return cls(_changes(patcher), objects, _functions(options))
 
     def check(self, patcher: Any) -> None:
         """Raise CannotSplit if a node after Parallel Model changed what followers compute with."""
@@ -91,6 +103,15 @@ def completed(forward: Callable[..., Any], call: Call, own: Mapping[str, Any]) -
     """A received call with the functions that this rank's own model has."""
     mine = {k: v for k, v in own.items() if k not in ("wrappers", "callbacks")}
     return with_options(forward, call, lambda options: {**mine, **options})
+
+
+def _changes(patcher: Any) -> dict[str, list[_Same]]:
+    """What changes each weight. Not ``patches_uuid``: it changes with each use of hooks, too."""
+    found = [*patcher.patches.items(), *getattr(patcher, "weight_wrapper_patches", {}).items()]
+    changes: dict[str, list[_Same]] = {}
+    for name, entries in found:
+        changes.setdefault(name, []).extend(_Same(entry) for entry in entries)
+    return changes
 
 
 def _functions(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,12 @@ class ParallelModel:
             WrappersMP.APPLY_MODEL: self._apply_model,
             WrappersMP.DIFFUSION_MODEL: self._diffusion_model,
         }
+        if clone.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
+            self._account.warn(
+                "The Parallel Model node before this one is not used; one is enough."
+            )
         for kind, wrapper in wrappers.items():
+            clone.remove_wrappers_with_key(kind, KEY)
             clone.add_wrapper_with_key(kind, KEY, wrapper)
         return clone
 
@@ -92,7 +97,11 @@ class ParallelModel:
     def _apply_model(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Some models (SD3) call no wrappers around their forward: then it is replaced itself."""
         model = executor.class_obj.diffusion_model
-        if self._sampling is None or _calls_wrappers(model) or "forward" in vars(model):
+        if self._sampling is None or _calls_wrappers(model):
+            return executor(*args, **kwargs)
+        if (replaced := vars(model).get("forward")) is not None:
+            if getattr(replaced, "func", None) != self._replaced_forward:  # of another thread
+                self._sampling.bypass("a node replaces the model's own forward.")
             return executor(*args, **kwargs)
         model.forward = partial(self._replaced_forward, model, self._sampling)
         try:

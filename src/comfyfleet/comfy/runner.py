@@ -61,6 +61,10 @@ class Runner:
         files = tuple(_take_files(outputs)) if self._takes_files else ()
         return Result(values=packed, files=files)
 
+    async def free(self, request: Mapping[str, Any]) -> None:
+        """Unload models, or free memory, as ComfyUI's /free understands it."""
+        await self._client.free(request)
+
     async def interrupt(self, prompt_id: str) -> None:
         """Stop the prompt. One that had not begun ends without an event, so it is ended here."""
         running = await self._client.interrupt(prompt_id)

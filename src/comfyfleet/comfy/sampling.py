@@ -91,7 +91,8 @@ class Sampling:
         self._local = threading.local()
         #: How the present step is split; None: one device computes it.
         self._split: Split | None = None
-        self._computed = False
+        #: Did the present step run the model, and did all of that go as it was to be split?
+        self._computed = self._as_split = False
         #: Sentences that were told.
         self._told: set[str] = set()
         #: Why one device computes the rest, why tokens and samples are not split; empty: they are.
@@ -104,7 +105,7 @@ class Sampling:
         """Evaluate the conditionings of one step as ComfyUI does, on all devices."""
         self._begin()
         step = self._step_of(conds, x, model)
-        self._split, self._computed = self._choose(step), False
+        self._split, self._computed, self._as_split = self._choose(step), False, True
         self._trial = self._trial_of(x, step, model)
         if self._trial is not None and not self._trial.parallel:
             self._split = None
@@ -135,12 +136,19 @@ class Sampling:
                 self._warn(f"The tokens are not split: {error}")
             except Unsendable as error:
                 self.stop(f"{error}; put Parallel Model after the node that adds it.")
+        self._as_split = self._as_split and split is None
         return original(*call.args, **call.kwargs)
 
     def stop(self, reason: str) -> None:
         """Go on alone."""
         self._alone, self._split = reason, None
         self._warn(f"One device computes: {reason}")
+
+    def bypass(self, reason: str) -> None:
+        """A forward that is not ours to share, now or later."""
+        self._computed = True
+        if not self._alone:
+            self.stop(reason)
 
     def close(self) -> None:
         """Let the gang go, and say how it went."""
@@ -225,10 +233,9 @@ class Sampling:
         if device.type == "cuda" and self._trial is not None and self._trial.speedup is None:
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - began
-        self._seconds.setdefault(str(self._split.dims) if self._split else ALONE, []).append(
-            seconds
-        )
-        if self._trial is not None:
+        way = str(self._split.dims) if self._split and self._as_split else ALONE
+        self._seconds.setdefault(way, []).append(seconds)
+        if self._trial is not None and self._as_split:
             self._trial.note(self._split is not None, seconds)
 
     def _lose(self, error: LinkLost) -> None:

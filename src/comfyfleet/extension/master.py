@@ -53,6 +53,12 @@ class Master:
         """Start the fleet, if it is not, while something else is done."""
         self._service.fleet_soon()
 
+    def free(self, request: dict[str, Any]) -> None:
+        """What somebody asks of this ComfyUI's /free, for the workers too."""
+        fleet = self._service.running
+        if fleet is not None:
+            fleet.free(request)
+
     def open_gang(self, request: GangRequest) -> Gang:
         """Followers for one sampling, on their way."""
         return Gang(self._service.fleet_soon(), request)

@@ -12,8 +12,8 @@ from comfyfleet.comfy import prompts
 from comfyfleet.comfy.sampling import Account
 from comfyfleet.errors import CannotSplit, InputError
 from comfyfleet.extension.master import master
-from comfyfleet.fleet.gangs import GangRequest
-from comfyfleet.graph import Link, as_link, cut, new_id
+from comfyfleet.fleet.gangs import Gang, GangRequest
+from comfyfleet.graph import Link, Prompt, as_link, cut, new_id
 from comfyfleet.parallel.plans import find_plan
 from comfyfleet.parallel.roster import Ticket
 from comfyfleet.parallel.strategy import AXES, Wish
@@ -70,31 +70,51 @@ def _numbers(text: str) -> list[float]:
     return found
 
 
-def opener(
-    node_id: str, prompt: Mapping[str, Any], weights: Mapping[str, float]
-) -> Callable[[Sequence[int]], Any]:
-    """A latent's shape -> the gang for one sampling with the model of this node."""
+class Opener:
+    """A latent's shape -> the gang for one sampling with the model of a node."""
+
+    def __init__(
+        self, prompt_of: Callable[[Ticket], Prompt], weights: Mapping[str, float], account: Account
+    ) -> None:
+        self._prompt_of = prompt_of
+        self._weights = dict(weights)
+        self._account = account
+        self._last: Gang | None = None
+
+    def __call__(self, shape: Sequence[int]) -> Gang:
+        self._leave_out_exhausted()
+        request = GangRequest(
+            prompt_of=self._prompt_of,
+            shape=tuple(shape),
+            device=comfy.model_management.get_torch_device(),
+            weights=self._weights,
+            check=prompts.raise_if_interrupted,
+        )
+        self._last = master().open_gang(request)
+        return self._last
+
+    def _leave_out_exhausted(self) -> None:
+        for worker_id in self._last.exhausted if self._last is not None else ():
+            del self._weights[worker_id]
+            self._account.warn(
+                f"{worker_id} ran out of memory with this model, and is left out until the node's "
+                f"inputs change."
+            )
+
+
+def follow_prompt(node_id: str, prompt: Mapping[str, Any]) -> Callable[[Ticket], Prompt]:
+    """A ticket -> what a follower runs to get the model of this node and to serve it."""
     link = as_link(prompt[node_id]["inputs"]["model"])
     assert link is not None
     kept = _other_models(prompt, node_id)
 
-    def prompt_of(ticket: Ticket) -> dict[str, Mapping[str, Any]]:
+    def prompt_of(ticket: Ticket) -> Prompt:
         inputs = {"model": list(link), "ticket": ticket.to_json()}
         inputs |= {f"kept_{i}": list(other) for i, other in enumerate(kept)}
         sink = {"class_type": "FleetFollow", "inputs": inputs}
         return cut(prompt, sink, new_id(prompt, "follow"))
 
-    def open_gang(shape: Sequence[int]) -> Any:
-        request = GangRequest(
-            prompt_of=prompt_of,
-            shape=tuple(shape),
-            device=comfy.model_management.get_torch_device(),
-            weights=weights,
-            check=prompts.raise_if_interrupted,
-        )
-        return master().open_gang(request)
-
-    return open_gang
+    return prompt_of
 
 
 def _other_models(prompt: Mapping[str, Any], node_id: str) -> list[Link]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from comfyfleet.errors import FleetError, Problem, WorkerStartError
 from comfyfleet.fleet.spec import WorkerSpec
 from comfyfleet.fleet.worker import Worker, log_tail
 from comfyfleet.work import Failure, Progress, Prompt, Result, Unit, WorkerInfo
+
+logger = logging.getLogger(__name__)
 
 #: A worker that has not answered by then will not: measured starts take 5 to 12 seconds, packs
 #: with models of their own can take a minute.
@@ -88,6 +91,16 @@ class Actors:
             await self._call(worker_id, "interrupt", "control", unit_id)
         except _GONE:
             return  # what is dead runs nothing; ``lost`` tells of it
+
+    async def free(self, request: dict[str, Any]) -> None:
+        """Pass a request for ComfyUI's /free on to all workers."""
+        for worker_id in list(self.infos):
+            try:
+                await self._call(worker_id, "free", "control", request)
+            except _GONE:
+                continue  # the dead hold no memory
+            except ray.exceptions.RayError:
+                logger.warning("worker %s did not free its memory", worker_id, exc_info=True)
 
     async def state(self, worker_id: str) -> str:
         """What the worker says it does just now; empty when it is gone."""

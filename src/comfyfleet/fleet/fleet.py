@@ -139,6 +139,11 @@ class Fleet:
         if self._lending is not None:
             self._loop.call_soon_threadsafe(self._spawn, self._lending.recall(loan))
 
+    def free(self, request: dict[str, Any]) -> None:
+        """Let all workers unload models or free memory, as ComfyUI's /free; returns at once."""
+        if self._actors is not None:
+            self._loop.call_soon_threadsafe(self._spawn, self._actors.free(request))
+
     def submit(self, units: Sequence[Unit], observer: Observer | None = None) -> Run:
         """Begin a run. ``units`` carry the run's id, see ``new_run_id``."""
         return self._wait_for(self._submit(list(units), observer))

@@ -6,6 +6,7 @@ sampling, so that no unit meets it.
 
 from __future__ import annotations
 
+import re
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ from comfyfleet.work import Prompt
 
 #: How often followers on their way are looked after.
 _LOOK_S = 0.01
+#: How torch, CUDA and Python say it.
+_OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|MemoryError|Allocation on device", re.I)
 #: How long a follower that was lost may take to say why.
 _LAST_WORD_S = 3.0
 
@@ -55,6 +58,7 @@ class Gang:
         self._store_path = ""
         #: Those who take part, in rank order after the leader.
         self._members: list[Loan] = []
+        self._loans: list[Loan] = []
         self._note = ""
         fleet.add_done_callback(self._lend)
 
@@ -65,7 +69,7 @@ class Gang:
         """
         self._wait(self._lent.done)
         try:
-            loans = self._lent.result()
+            loans = self._loans = self._lent.result()
         except ComfyFleetError as error:
             self._note = str(error)
             return None
@@ -100,6 +104,12 @@ class Gang:
             pause.wait(_LOOK_S)
         lost = [f"{m.worker.id} was lost: {m.failure}" for m in self._members if m.end.done()]
         return " ".join(lost) or "\n".join([str(error), *(m.state for m in self._members)])
+
+    @property
+    def exhausted(self) -> list[str]:
+        """Workers that stopped because their memory did not suffice."""
+        ended = [loan for loan in self._loans if loan.failure is not None]
+        return [loan.worker.id for loan in ended if _OUT_OF_MEMORY.search(str(loan.failure))]
 
     def close(self) -> None:
         """Let the followers go, ready or not; returns at once."""

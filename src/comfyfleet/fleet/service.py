@@ -54,6 +54,11 @@ class Service:
                 self._fleet = fleet
             return self._fleet
 
+    @property
+    def running(self) -> Fleet | None:
+        """The fleet if it runs; asking starts nothing and waits for nothing."""
+        return self._fleet
+
     def fleet_soon(self) -> Future[Fleet]:
         """``fleet`` without waiting: starting takes seconds in which others can compute."""
         future: Future[Fleet] = Future()

@@ -84,6 +84,10 @@ class Worker:
         if current is not None and current[0] == unit_id:
             self._comfy.call(self._runner.interrupt(current[1]), timeout_s=10)
 
+    def free(self, request: dict[str, Any]) -> None:
+        """Unload models, or free memory, when what runs here has ended."""
+        self._comfy.call(self._runner.free(request), timeout_s=10)
+
     def state(self) -> str:
         """Where this worker is as a follower; a line with its stack for whoever waits for it."""
         follow = sys.modules.get("comfyfleet.comfy.follow")

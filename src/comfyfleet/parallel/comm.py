@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -212,12 +212,20 @@ def _as_bytes(data: Tensor) -> Tensor:
     return data.view(torch.uint8)
 
 
+@cache
+def _gloo_device(host: str) -> Any:
+    """One listening address and one thread for all groups of the process."""
+    from torch.distributed import ProcessGroupGloo
+
+    return ProcessGroupGloo.create_device(hostname=host)
+
+
 def _gloo(store: Store, rank: int, size: int, timeout: timedelta, place: Place) -> Any:
     from torch.distributed import ProcessGroupGloo
 
     options = ProcessGroupGloo._Options()
     options._timeout = timeout
-    options._devices = [ProcessGroupGloo.create_device(hostname=place.host)]
+    options._devices = [_gloo_device(place.host)]
     return ProcessGroupGloo(store, rank, size, options)
 
 

@@ -22,7 +22,7 @@ from comfyfleet.parallel.dims import ParallelDims
 from comfyfleet.parallel.engine import sequence_forward
 from comfyfleet.parallel.mesh import SequenceMesh
 from comfyfleet.parallel.plans import find_plan
-from comfyfleet.parallel.wire import Memory, Wire
+from comfyfleet.parallel.wire import Letter, Memory, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -123,13 +123,16 @@ class Leader:
         """Let the followers go, and drop the connections."""
         try:
             for wire in self._wires.values():
-                wire.send({"do": "end"})
+                wire.send(Letter.of({"do": "end"}))
         except LinkLost:
             logger.debug("a follower was gone before the end", exc_info=True)
         self.world.close()
 
     def _order(self, part: _Part, forward: Forward) -> None:
         """Send each follower of a part what it needs."""
+        followers = [rank for rank in part.ranks if rank]
+        if not followers:
+            return
         call = self._strip(forward, part.call)
         message = {
             "do": "forward",
@@ -140,9 +143,8 @@ class Leader:
             "args": call.args,
             "kwargs": dict(call.kwargs),
         }
-        for rank in part.ranks:
-            if rank:
-                self.bytes_sent += self._wires[rank].send(message, self._memory)
+        letter = Letter.of(message, self._memory)
+        self.bytes_sent += sum(self._wires[rank].send(letter) for rank in followers)
 
     def _find(
         self,
@@ -201,4 +203,4 @@ class Follower:
         except CannotSplit as error:
             answer["error"] = str(error)
         if part.ranks[0] == self._world.place.rank:
-            self._wire.send(answer)
+            self._wire.send(Letter.of(answer))

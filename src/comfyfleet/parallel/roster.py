@@ -30,7 +30,7 @@ class Ticket:
 
     @classmethod
     def from_json(cls, text: str) -> Ticket:
-        """Raises ValueError or TypeError for anything that ``to_json`` did not write."""
+        """Raises ValueError, KeyError or TypeError for what ``to_json`` did not write."""
         found = json.loads(text)
         return cls(store=found["store"], name=found["name"], shape=tuple(found["shape"]))
 

@@ -57,22 +57,18 @@ class Step:
 def choose_dims(wish: Wish, num_ranks: int, step: Step) -> ParallelDims:
     """The degrees that make one step fastest; with equals, cfg before sequence before batch.
 
-    cfg exchanges least, batch needs whole samples. Raises CannotSplit if the wish names an axis on
-    which there is nothing to split and no other.
+    cfg exchanges least, batch needs whole samples. Raises CannotSplit if there is nothing to split
+    on any axis that the wish names.
     """
-    axes = AXES[wish.strategy]
-    if step.unsplittable and axes == ("sequence",):
-        raise CannotSplit(step.unsplittable)
-    found = list(_candidates(wish, num_ranks, step, axes))
+    found = list(_candidates(wish, num_ranks, step, AXES[wish.strategy]))
     if not found:
         raise CannotSplit(
             f"ulysses {wish.ulysses or 1} x ring {wish.ring or 1} needs more than the "
             f"{num_ranks} devices that are free now."
         )
     best = max(found, key=lambda dims: _merit(dims, step))
-    if best.size == 1 and wish.strategy in ("cfg", "batch"):
-        what = {"cfg": "one conditioning", "batch": "one picture"}[wish.strategy]
-        raise CannotSplit(f"strategy {wish.strategy}: this step has {what} only.")
+    if best.size == 1 < num_ranks and (reason := _nothing_to_split(wish.strategy, step)):
+        raise CannotSplit(reason)
     return best
 
 
@@ -112,8 +108,17 @@ def _sequences(
         yield ulysses, ring
 
 
-def _merit(dims: ParallelDims, step: Step) -> tuple[float, int, int]:
-    return expected_speedup(dims, step), dims.cfg, dims.sequence
+def _merit(dims: ParallelDims, step: Step) -> tuple[float, int, int, int]:
+    cfg = -_rounds(step.conditionings, dims.cfg)
+    return expected_speedup(dims, step), cfg, dims.sequence, -dims.size
+
+
+def _nothing_to_split(strategy: str, step: Step) -> str:
+    """Why a strategy leaves all to one device; empty if that is what was asked for."""
+    what = {"cfg": "one conditioning", "batch": "one picture"}.get(strategy)
+    if what is not None:
+        return f"strategy {strategy}: this step has {what} only."
+    return step.unsplittable if strategy != "auto" else ""
 
 
 def _rounds(items: int, degree: int) -> int:
@@ -121,9 +126,10 @@ def _rounds(items: int, degree: int) -> int:
 
 
 class Trial:
-    """Is a step faster on all devices or on one? Measures a few steps of each, then decides.
+    """Is a step faster on all devices or on one? Measures a step of each, then decides.
 
-    The first parallel step warms up (memory, connections) and does not count.
+    The first parallel step warms up (memory, connections) and does not count. The best time of
+    each way counts; the way that was chosen goes on to be measured.
     """
 
     def __init__(self) -> None:

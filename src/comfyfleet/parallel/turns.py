@@ -67,12 +67,13 @@ class Turns:
             self._lock.acquire()
 
     def _start(self, do: Callable[[int, threading.Event], None], i: int) -> threading.Thread:
-        """Start a thread in this one's inference mode and context; return when it waits."""
-        context, inference = contextvars.copy_context(), torch.is_inference_mode_enabled()
+        """Start a thread in this one's autograd modes and context; return when it waits."""
+        context, grad = contextvars.copy_context(), torch.is_grad_enabled()
+        inference = torch.is_inference_mode_enabled()
         begun = threading.Event()
 
         def run() -> None:
-            with torch.inference_mode(inference):
+            with torch.inference_mode(inference), torch.set_grad_enabled(grad):
                 context.run(do, i, begun)
 
         thread = threading.Thread(target=run, name=f"conditioning-{i}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,6 +46,10 @@ class Memory:
                 self._kept.move_to_end(key)
                 return key[1]
         self._misses[place] += 1
+        if self._misses[place] > _KEPT:
+            for key in same:
+                del self._kept[key]
+            return None
         if len(same) >= _KEPT:
             del self._kept[same[0]]
         self._next += 1
@@ -52,9 +57,31 @@ class Memory:
         return self._next
 
     @property
-    def numbers(self) -> set[int]:
+    def numbers(self) -> frozenset[int]:
         """The tensors that can still be named."""
-        return {number for _, number in self._kept}
+        return frozenset(number for _, number in self._kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A message, written once for all who get it.
+
+    ``numbers`` are those by which the memory knows its tensors, ``known`` all that it has.
+    """
+
+    spec: str
+    tensors: Sequence[Tensor]
+    numbers: Sequence[int | None]
+    known: frozenset[int]
+
+    @classmethod
+    def of(cls, message: Any, memory: Memory | None = None) -> Letter:
+        """Write a message; without a memory nothing is kept. Raises Unsendable."""
+        spec, tensors = encode(message)
+        if memory is None:
+            return cls(spec.decode(), tensors, [None] * len(tensors), frozenset())
+        numbers = [memory.name(*leaf) for leaf in leaves(message)]
+        return cls(spec.decode(), tensors, numbers, memory.numbers)
 
 
 class Wire:
@@ -68,25 +95,19 @@ class Wire:
         self._told: set[int] = set()
         self._kept: dict[int, Tensor] = {}
 
-    def send(self, message: Any, memory: Memory | None = None) -> int:
-        """Send a message; what the memory names and the other end has is not sent again.
-
-        Returns the number of bytes of tensors. Raises Unsendable, before anything is sent.
-        """
-        spec, tensors = encode(message)
-        numbers: list[int | None] = [None] * len(tensors)
-        if memory is not None:
-            numbers = [memory.name(*leaf) for leaf in leaves(message)]
-        forget = [] if memory is None else sorted(self._told - memory.numbers)
-        new = [n is None or n not in self._told for n in numbers]
+    def send(self, letter: Letter) -> int:
+        """Send a letter, but for the tensors that the other end has; the bytes of those sent."""
+        tensors, numbers = letter.tensors, letter.numbers
+        new = [number is None or number not in self._told for number in numbers]
+        forget = self._told - letter.known
         header = {
-            "spec": spec.decode(),
+            "spec": letter.spec,
             "tensors": [_describe(*entry) for entry in zip(tensors, numbers, new, strict=True)],
-            "forget": forget,
+            "forget": sorted(forget),
         }
         data = _pack([tensor for tensor, sent in zip(tensors, new, strict=True) if sent])
         self._told |= {number for number in numbers if number is not None}
-        self._told -= set(forget)
+        self._told -= forget
         self._send(json.dumps(header).encode(), data)
         return int(data.numel())
 
@@ -111,7 +132,7 @@ class Wire:
         found, start = [], 0
         for entry in entries:
             if not entry["sent"]:
-                found.append(self._kept[entry["number"]])
+                found.append(self._kept[entry["number"]].clone())
                 continue
             assert data is not None or not entry["bytes"]
             part = torch.empty(0, dtype=torch.uint8) if data is None else data
@@ -153,5 +174,12 @@ def _aligned(size: int) -> int:
 
 
 def _equal(kept: Tensor, tensor: Tensor) -> bool:
+    """Bit by bit, so that NaN equals itself and any dtype can be compared."""
     alike = kept.shape == tensor.shape and kept.dtype == tensor.dtype
-    return alike and kept.device == tensor.device and bool(torch.equal(kept, tensor))
+    if not alike or kept.device != tensor.device:
+        return False
+    return bool(torch.equal(_bytes(kept), _bytes(tensor)))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)

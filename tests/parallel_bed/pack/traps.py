@@ -16,6 +16,8 @@ from torch import nn
 LEADER = "leader"
 #: The lists of blocks of the families; the trap is in the last block of each.
 BLOCKS = ("blocks", "joint_blocks", "double_blocks")
+#: What is done when the node runs, and not in a forward.
+EARLY = ("refuse", "vanish")
 
 
 def fail(what: str) -> None:
@@ -35,6 +37,34 @@ def fail(what: str) -> None:
         raise ValueError(f"unknown: {what}")
 
 
+def who() -> str:
+    return os.environ.get("COMFYFLEET_WORKER") or LEADER
+
+
+def read(order: Path) -> dict[str, Any] | None:
+    """The order in the file, if there is one for this process."""
+    try:
+        found = json.loads(order.read_text())
+    except FileNotFoundError:
+        return None
+    return found if who() in found["who"] else None
+
+
+def fail_early(what: str) -> None:
+    """Fail while the model is still on its way, or just before its gang meets."""
+    if what == "refuse":
+        raise RuntimeError("refused by the trap")
+    from comfyfleet.comfy import follow
+
+    original = follow.take_place
+
+    def vanish(*args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args)
+
+    follow.take_place = vanish
+
+
 class Hook:
     """Called before the last block, in every process that has the model."""
 
@@ -44,16 +74,12 @@ class Hook:
         self._calls: Counter[str] = Counter()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        try:
-            order = json.loads(self._order.read_text())
-        except FileNotFoundError:
-            return
-        me = os.environ.get("COMFYFLEET_WORKER") or LEADER
-        if me not in order["who"]:
+        order = read(self._order)
+        if order is None or order["what"] in EARLY:
             return
         if order["what"] == "log":
             x = args[0]
-            logging.info("trap: %s has %d x %d tokens", me, x.shape[0], x.shape[1])
+            logging.info("trap: %s has %d x %d tokens", who(), x.shape[0], x.shape[1])
             return
         self._calls[order["id"]] += 1
         if self._calls[order["id"]] == 1 + order["after"]:
@@ -61,7 +87,10 @@ class Hook:
 
 
 class Trap:
-    """The same MODEL. Each of its forwards looks whether there is an order in the file."""
+    """The same MODEL. Each of its forwards looks whether there is an order in the file.
+
+    ``key`` is for those who need the node to run again.
+    """
 
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "set"
@@ -69,11 +98,14 @@ class Trap:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",), "order": ("STRING", {})}}
+        optional = {"key": ("STRING", {"default": ""})}
+        return {"required": {"model": ("MODEL",), "order": ("STRING", {})}, "optional": optional}
 
-    def set(self, model: Any, order: str):
+    def set(self, model: Any, order: str, key: str = ""):
         if not Path(order).parent.is_dir():
             raise FileNotFoundError(order)
+        if (found := read(Path(order))) is not None and found["what"] in EARLY:
+            fail_early(found["what"])
         inner = model.model.diffusion_model
         blocks = next(getattr(inner, name) for name in BLOCKS if hasattr(inner, name))
         if not any(isinstance(hook, Hook) for hook in blocks[-1]._forward_pre_hooks.values()):

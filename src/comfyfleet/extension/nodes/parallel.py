@@ -12,7 +12,14 @@ from comfyfleet.config import is_worker
 from comfyfleet.errors import InputError, Problem, WorkflowError
 from comfyfleet.extension.master import master
 from comfyfleet.extension.nodes.internal import INTERNAL
-from comfyfleet.extension.parallel import MAX_KEPT, account_of, describe, opener, read_weights
+from comfyfleet.extension.parallel import (
+    MAX_KEPT,
+    Opener,
+    account_of,
+    describe,
+    follow_prompt,
+    read_weights,
+)
 from comfyfleet.parallel.roster import Ticket
 from comfyfleet.parallel.strategy import AXES, Wish
 
@@ -103,8 +110,8 @@ class FleetParallelModel(io.ComfyNode):
         if len(shares) == 1:
             return io.NodeOutput(model, "There is no other device: this one computes alone.")
         master().warm_up()
-        gangs = opener(node_id, prompts.plain_prompt(cls.hidden.dynprompt), shares)
-        clone = ParallelModel(wish, gangs, account).attach(model)
+        prompt_of = follow_prompt(node_id, prompts.plain_prompt(cls.hidden.dynprompt))
+        clone = ParallelModel(wish, Opener(prompt_of, shares, account), account).attach(model)
         return io.NodeOutput(clone, describe(wish, shares, model, account))
 
 
