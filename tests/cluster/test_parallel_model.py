@@ -11,7 +11,7 @@ from PIL import Image
 from tests import prompts
 from tests.parallel_bed.bed import Bed, tokens_in
 from tests.parallel_bed.checkpoints import MODELS
-from tests.parallel_bed.prompts import PARALLEL, Prompt, sampling
+from tests.parallel_bed.prompts import PARALLEL, Prompt, dual_guided, sampling
 
 pytestmark = pytest.mark.cluster
 
@@ -86,26 +86,7 @@ def test_samplers_give_the_same(bed: Bed, sampler: str, calls: int) -> None:
 
 def test_three_conditionings_are_split_over_three_devices(bed: Bed) -> None:
     prompt = sampling("wan", custom_advanced=True, cfg=3.0, parallel={"strategy": "cfg"})
-    bed.check(_dual(prompt), "4 as cfg 3")
-
-
-def _dual(prompt: Prompt) -> Prompt:
-    """The prompt with a guider of two positive prompts and a negative one."""
-    other = {**prompt["positive"]["inputs"], "seed": 150, "tokens": 9}
-    guider = {
-        "model": prompt["guider"]["inputs"]["model"],
-        "cond1": ["positive", 0],
-        "cond2": ["other", 0],
-        "negative": ["negative", 0],
-        "cfg_conds": 3.0,
-        "cfg_cond2_negative": 2.0,
-        "style": "regular",
-    }
-    return {
-        **prompt,
-        "other": {"class_type": "TestConditioning", "inputs": other},
-        "guider": {"class_type": "DualCFGGuider", "inputs": guider},
-    }
+    bed.check(dual_guided(prompt), "4 as cfg 3")
 
 
 @pytest.mark.parametrize(("strategy", "way"), [("sequence", "ulysses 3"), ("cfg", "cfg 2")])

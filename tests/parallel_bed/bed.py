@@ -106,18 +106,25 @@ class Bed:
 
     def fleet(self) -> FleetRecord:
         """The record of the fleet that lives."""
-        pid = self.master.process.pid
-        found = wait_until(
-            lambda: [record for record in read_records() if record.owner_pid == pid], "a fleet"
-        )
+        found: list[FleetRecord] = wait_until(self._fleets, "a fleet")
         return found[-1]
+
+    def _fleets(self) -> list[FleetRecord]:
+        pid = self.master.process.pid
+        return [record for record in read_records() if record.owner_pid == pid]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the fleet that lives."""
+        return Path(self.fleet().folder)
 
     def pid(self, worker: str) -> int:
         return next(info.pid for info in self.fleet().workers if info.id == worker)
 
     def living(self) -> list[str]:
-        """The workers whose processes live."""
-        workers = self.fleet().workers
+        """The workers whose processes live; none if there is no fleet."""
+        fleets = self._fleets()
+        workers = fleets[-1].workers if fleets else ()
         return [info.id for info in workers if psutil.pid_exists(info.pid)]
 
     def log_of(self, worker: str) -> str:

@@ -126,6 +126,25 @@ def alone(prompt: Mapping[str, Any]) -> Prompt:
     return copy
 
 
+def dual_guided(prompt: Prompt) -> Prompt:
+    """A prompt for a custom sampler, with a guider of two positive prompts and a negative one."""
+    other = {**prompt["positive"]["inputs"], "seed": 150, "tokens": 9}
+    guider = {
+        "model": prompt["guider"]["inputs"]["model"],
+        "cond1": ["positive", 0],
+        "cond2": ["other", 0],
+        "negative": ["negative", 0],
+        "cfg_conds": 3.0,
+        "cfg_cond2_negative": 2.0,
+        "style": "regular",
+    }
+    return {
+        **prompt,
+        "other": {"class_type": "TestConditioning", "inputs": other},
+        "guider": {"class_type": "DualCFGGuider", "inputs": guider},
+    }
+
+
 def _is_parallel(node: Mapping[str, Any]) -> bool:
     return node["class_type"] == PARALLEL
 

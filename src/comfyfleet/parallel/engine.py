@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -90,7 +91,8 @@ def _hooked(plan: ParallelPlan, shards: Shards, model: nn.Module) -> Iterator[No
     handles = []
     try:
         for module, parts in _modules(plan, model):
-            before, after = _hooks(parts, shards, _names(module))
+            function = getattr(module.forward, "__func__", module.forward)
+            before, after = _hooks(parts, shards, _names(function))
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             handles.append(module.register_forward_hook(after))
         yield
@@ -119,10 +121,15 @@ def _hooks(
     return before, after
 
 
-def _names(module: nn.Module) -> list[str]:
-    """The positional arguments of a module's forward, in order; not those of ``*args``."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+@lru_cache(maxsize=256)
+def _names(forward: Callable[..., Any]) -> list[str]:
+    """The positional arguments of a class's forward, in order; not self, nor those of ``*args``.
+
+    Remembered, as reading a signature takes as long as a small layer.
+    """
+    parameters = inspect.signature(forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.kind in kinds and p.name != "self"]
 
 
 def _modules(plan: ParallelPlan, model: nn.Module) -> Iterator[tuple[nn.Module, list[Part]]]:
