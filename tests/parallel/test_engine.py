@@ -14,7 +14,7 @@ from comfyfleet.errors import CannotSplit
 from comfyfleet.parallel.call import Call
 from comfyfleet.parallel.comm import World
 from comfyfleet.parallel.engine import OVERRIDE
-from comfyfleet.parallel.plan import ParallelPlan, Part
+from comfyfleet.parallel.plan import Part
 from tests.parallel.attention import plain
 from tests.parallel.ranks import Ranks
 from tests.parallel.toys import (
@@ -28,11 +28,13 @@ from tests.parallel.toys import (
     Pair,
     PairBlock,
     Stack,
+    assert_same,
     check,
     forward,
     mix,
     noise,
     plan_of,
+    refusal,
 )
 
 PLAN = plan_of(ENTER, ATTEND, LEAVE)
@@ -47,22 +49,6 @@ PAIR_PLAN = plan_of(
 
 def tokens(length: int = 9, batch: int = 1, seed: int = 0) -> torch.Tensor:
     return noise(batch, length, WIDTH, seed=seed)
-
-
-def refusal(
-    ranks: Ranks, plan: ParallelPlan, model: nn.Module, *args: Any,
-    mesh: tuple[int, int] = (2, 1), **kwargs: Any,
-) -> str:  # fmt: skip
-    """Why it cannot be split: all ranks say the same."""
-
-    def work(world: World) -> str:
-        with pytest.raises(CannotSplit) as caught:
-            forward(world, plan, copy.deepcopy(model), Call(args, kwargs), mesh)
-        return str(caught.value)
-
-    told = set(ranks.run(mesh[0] * mesh[1], work))
-    assert len(told) == 1
-    return told.pop()
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -276,7 +262,7 @@ def test_the_override_of_a_node_sees_all_tokens_of_some_heads(ranks: Ranks):
     call = Call((tokens(), options), {})
     found = ranks.run(2, lambda world: forward(world, PLAN, copy.deepcopy(model), call, (2, 1)))
     for out in found:
-        torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
+        assert_same(out, wanted)
     assert override.calls == 4 and options == {OVERRIDE: override}
 
 

@@ -15,7 +15,7 @@ from comfyfleet.parallel.comm import Place
 from comfyfleet.parallel.roster import Ticket, announce, call_up, is_ready, take_place
 
 CPU = torch.device("cpu")
-TICKET = Ticket(store="/tmp/a gang", name="worker 1", shape=(1, 16, 5, 8, 8))
+TICKET = Ticket(gang="gang-0123456789ab", name="worker 1", shape=(1, 16, 5, 8, 8))
 
 
 @pytest.fixture

@@ -6,9 +6,12 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
+from comfyfleet.errors import CannotSplit
 from comfyfleet.parallel.call import Call
 from comfyfleet.parallel.comm import World
 from comfyfleet.parallel.dims import ParallelDims
@@ -38,10 +41,11 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def mix(x: Tensor, options: Any, keys: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-    """Attention with queries, keys and values that differ."""
-    keys = x if keys is None else keys
+    """A layer of attention, with queries, keys and values that differ."""
+    q = layer_norm(x, [WIDTH])
+    keys = q if keys is None else layer_norm(keys, [WIDTH])
     k, v = keys.flip(2), keys.roll(1, 2) - keys
-    return x + optimized_attention(x, k, v, HEADS, mask=mask, transformer_options=options)
+    return x + optimized_attention(q, k, v, HEADS, mask=mask, transformer_options=options)
 
 
 class Block(nn.Module):
@@ -94,6 +98,21 @@ def forward(world: World, plan: ParallelPlan, model: nn.Module, call: Call, mesh
     return sequence_forward(plan, place, model, model.forward, call)
 
 
+def assert_same(found: Tensor, wanted: Tensor) -> None:
+    """As one rank finds it, but for the order of sums."""
+    assert found.shape == wanted.shape
+    assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+def numbers(value: Any) -> Any:
+    """A tree whose tensors are lists, to be compared."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: numbers(item) for key, item in value.items()}
+    return [numbers(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def check(
     ranks: Ranks,
     plan: ParallelPlan,
@@ -103,7 +122,7 @@ def check(
     **kwargs: Any,
 ) -> None:
     """Assert that ranks find what one finds, and leave the arguments as they were."""
-    call, before = Call(args, kwargs), copy.deepcopy((args, kwargs))
+    call, before = Call(args, kwargs), numbers((args, kwargs))
     with torch.inference_mode():
         wanted = model.forward(*args, **kwargs)
     for mesh in meshes:
@@ -115,5 +134,25 @@ def check(
             ),
         )
         for out in found:
-            torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close((args, kwargs), before, rtol=0, atol=0)
+            assert_same(out, wanted)
+    assert numbers((args, kwargs)) == before
+
+
+def refusal(
+    ranks: Ranks,
+    plan: ParallelPlan,
+    model: nn.Module,
+    *args: Any,
+    mesh: tuple[int, int] = (2, 1),
+    **kwargs: Any,
+) -> str:
+    """Why it cannot be split: all ranks say the same."""
+
+    def work(world: World) -> str:
+        with pytest.raises(CannotSplit) as caught:
+            forward(world, plan, copy.deepcopy(model), Call(args, kwargs), mesh)
+        return str(caught.value)
+
+    told = set(ranks.run(mesh[0] * mesh[1], work))
+    assert len(told) == 1, told
+    return told.pop()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-from torch.distributed import FileStore, PrefixStore
+from torch.distributed import PrefixStore
 
 from comfyfleet.comfy.options import completed
 from comfyfleet.parallel.comm import World
 from comfyfleet.parallel.gang import Follower
-from comfyfleet.parallel.roster import Ticket, announce, take_place
+from comfyfleet.parallel.roster import Ticket, announce, store_of, take_place
 
 #: The leader ends the wait at the latest with its own process.
 _ROSTER_TIMEOUT = timedelta(days=1)
@@ -28,13 +29,14 @@ def state() -> str:
     return "follows nobody" if world is None else world.state()
 
 
-def follow(patcher: Any, ticket: Ticket) -> int:
+def follow(patcher: Any, ticket: Ticket, folder: Path) -> int:
     """Serve the forwards of this ModelPatcher's model to a leader; the number of forwards.
 
-    Returns 0 if the leader goes without this follower. Raises LinkLost.
+    ``folder`` is the fleet's own. Returns 0 if the leader goes without this follower. Raises
+    LinkLost.
     """
     _load(patcher, ticket.shape)
-    store = FileStore(ticket.store, -1)
+    store = store_of(folder, ticket.gang)
     store.set_timeout(_ROSTER_TIMEOUT)
     announce(store, ticket.name)
     place = take_place(store, ticket.name, patcher.load_device)

@@ -6,12 +6,14 @@ sampling, so that no unit meets it.
 
 from __future__ import annotations
 
+import math
 import re
 import threading
-import uuid
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.distributed import FileStore, PrefixStore, is_nccl_available
@@ -20,11 +22,13 @@ from comfyfleet.errors import ComfyFleetError, LinkLost
 from comfyfleet.fleet.fleet import Fleet
 from comfyfleet.fleet.loans import Loan
 from comfyfleet.parallel.comm import Place, World
-from comfyfleet.parallel.roster import Ticket, call_up, is_ready
+from comfyfleet.parallel.roster import Ticket, call_up, is_ready, new_gang, store_of
 from comfyfleet.work import Prompt
 
 #: How often followers on their way are looked after.
 _LOOK_S = 0.01
+#: How long followers may take to load the model: the leader goes without those that take longer.
+_READY_S = 600.0
 #: How torch, CUDA and Python say it.
 _OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|MemoryError|Allocation on device", re.I)
 #: How long a follower that was lost may take to say why.
@@ -55,7 +59,8 @@ class Gang:
         self._fleet = fleet
         self._lent: Future[list[Loan]] = Future()
         self._closed = threading.Event()
-        self._store_path = ""
+        self._name = new_gang()
+        self._folder = Path()
         #: Those who take part, in rank order after the leader.
         self._members: list[Loan] = []
         self._loans: list[Loan] = []
@@ -74,8 +79,9 @@ class Gang:
             self._note = str(error)
             return None
         store = self._store()
-        self._wait(lambda: all(_settled(store, loan) for loan in loans))
-        self._members = [loan for loan in loans if not loan.end.done()]
+        self._wait(lambda: all(_settled(store, loan) for loan in loans), _READY_S)
+        came = [loan for loan in loans if is_ready(store, loan.worker.id)]
+        self._members = [loan for loan in came if not loan.end.done()]
         self._note = self._missing(loans)
         return self._call_up(store) if self._members else None
 
@@ -122,7 +128,7 @@ class Gang:
         """The fleet is up, or will not be. On any thread."""
         try:
             fleet, wanted = coming.result(), [name for name in self._request.weights if name]
-            self._store_path = str(fleet.folder / f"gang-{uuid.uuid4().hex[:12]}")
+            self._folder = fleet.folder
             self._lent.set_result(fleet.lend(wanted, self._prompt_of))
         except BaseException as error:
             self._lent.set_exception(error)
@@ -132,10 +138,10 @@ class Gang:
 
     def _prompt_of(self, worker_id: str) -> Prompt:
         shape = tuple(self._request.shape)
-        return self._request.prompt_of(Ticket(store=self._store_path, name=worker_id, shape=shape))
+        return self._request.prompt_of(Ticket(gang=self._name, name=worker_id, shape=shape))
 
     def _store(self) -> FileStore:
-        return FileStore(self._store_path, -1)
+        return store_of(self._folder, self._name)
 
     def _call_up(self, store: FileStore) -> World:
         for loan in self._members:
@@ -162,11 +168,16 @@ class Gang:
         came = {loan.worker.id for loan in loans}
         busy = [name for name in self._request.weights if name and name not in came]
         failed = [f"{loan.worker.id} failed: {loan.failure}" for loan in loans if loan.end.done()]
-        return " ".join([*(f"{name} is busy or gone." for name in busy), *failed])
+        late = [
+            f"{loan.worker.id} was not ready after {_READY_S:.0f} s."
+            for loan in loans
+            if loan not in self._members and not loan.end.done()
+        ]
+        return " ".join([*(f"{name} is busy or gone." for name in busy), *failed, *late])
 
-    def _wait(self, condition: Callable[[], bool]) -> None:
-        pause = threading.Event()
-        while not condition():
+    def _wait(self, condition: Callable[[], bool], timeout_s: float = math.inf) -> None:
+        pause, end = threading.Event(), time.monotonic() + timeout_s
+        while not condition() and time.monotonic() < end:
             self._request.check()
             pause.wait(_LOOK_S)
 

@@ -27,6 +27,8 @@ T = TypeVar("T")
 _LOOPBACK = "127.0.0.1"
 #: Seconds that a message may be waited for: a leader may be busy with other things for hours.
 _PATIENCE_S = 7 * 24 * 3600.0
+#: Seconds in which all ranks of a group come to connect: a forward's first layers at the most.
+_MEET_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,8 +206,15 @@ class World:
             store = PrefixStore(f"{purpose}/{'-'.join(map(str, ranks))}", self._store)
             rank, timeout = ranks.index(self.place.rank), timedelta(seconds=timeout_s)
             make = partial(_PROCESS_GROUPS[backend], store, rank, len(ranks), timeout, self.place)
+            self.wait(partial(_meet, store, rank, len(ranks)))
             self._groups[purpose, ranks] = Group(self, ranks, backend, self.wait(make))
         return self._groups[purpose, ranks]
+
+
+def _meet(store: Store, rank: int, size: int) -> None:
+    """Wait until all ranks want to connect: connecting itself would wait as long as a message."""
+    store.set(f"here-{rank}", "")
+    store.wait([f"here-{other}" for other in range(size)], timedelta(seconds=_MEET_S))
 
 
 def _as_bytes(data: Tensor) -> Tensor:

@@ -83,6 +83,8 @@ class Leader:
         self.bytes_sent = 0
         self._memory = Memory()
         self._wires = {rank: Wire(world, rank) for rank in range(1, world.place.size)}
+        #: Forwards that have begun and not ended well: followers may wait for the rest of them.
+        self._unfinished = 0
 
     def forward(
         self,
@@ -107,10 +109,12 @@ class Leader:
             None if part is None else _Part(split, split.ranks(i, cfg), part)
             for i, part in enumerate(calls)
         ]
+        self._unfinished += 1
         for part in parts:
             if part is not None:
                 self._order(part, forward)
         outputs = [self._find(part, model, forward, waiting) for part in parts]
+        self._unfinished -= 1
         for output in outputs:
             if isinstance(output, CannotSplit):
                 raise output
@@ -120,9 +124,9 @@ class Leader:
         return out
 
     def close(self) -> None:
-        """Let the followers go, and drop the connections."""
+        """Let the followers go, and drop the connections: who still computes learns it so."""
         try:
-            for wire in self._wires.values():
+            for wire in self._wires.values() if not self._unfinished else ():
                 wire.send(Letter.of({"do": "end"}))
         except LinkLost:
             logger.debug("a follower was gone before the end", exc_info=True)

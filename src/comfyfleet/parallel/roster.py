@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
-from torch.distributed import Store
+from torch.distributed import FileStore, Store
 
+from comfyfleet.errors import InputError
 from comfyfleet.parallel.comm import Place
 
 _ROSTER = "roster"
@@ -16,12 +20,14 @@ _ROSTER = "roster"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
-    """What a follower gets to find its gang: a file that both sides see, and its own name there.
+    """What a follower gets to find its gang, and its own name there.
+
+    ``gang`` is the name of a file in the fleet's folder: no path, as a prompt may come from anybody.
 
     ``shape`` is that of the latent, for the memory that a forward takes.
     """
 
-    store: str
+    gang: str
     name: str
     shape: tuple[int, ...]
 
@@ -32,7 +38,22 @@ class Ticket:
     def from_json(cls, text: str) -> Ticket:
         """Raises ValueError, KeyError or TypeError for what ``to_json`` did not write."""
         found = json.loads(text)
-        return cls(store=found["store"], name=found["name"], shape=tuple(found["shape"]))
+        return cls(gang=found["gang"], name=found["name"], shape=tuple(found["shape"]))
+
+
+def new_gang() -> str:
+    """A name for a gang."""
+    return f"gang-{uuid.uuid4().hex[:12]}"
+
+
+def store_of(folder: Path, gang: str) -> FileStore:
+    """Where the ranks of a gang find each other: a file below the fleet's folder.
+
+    Raises InputError for what is not a gang's name.
+    """
+    if not re.fullmatch(r"gang-[0-9a-f]{12}", gang):
+        raise InputError(f"no gang is called {gang!r}; ComfyFleet writes this input by itself.")
+    return FileStore(str(folder / gang), -1)
 
 
 def announce(store: Store, name: str) -> None:

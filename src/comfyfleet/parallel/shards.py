@@ -126,11 +126,14 @@ class Shards:
         whole = whole.flatten(1, part.token_dims)
         known = self._joint([s for s in streams if s in self._streams], part.kept).length
         new = [stream for stream in streams if stream not in self._streams]
-        if len(new) == 1:
+        if len(new) == 1 and whole.shape[1] >= known:
             self._open(new[0], whole.shape[1] - known)
             self._grids[new[0]] = grid
         elif new or whole.shape[1] != known:
-            raise CannotSplit(f"{self._plan.family}: {name} has {whole.shape[1]} tokens.")
+            raise CannotSplit(
+                f"{self._plan.family}: {name} has {whole.shape[1]} tokens for "
+                f"{' and '.join(streams)}, of which {known} are known."
+            )
         shard = self._joint(streams, part.kept).shard(whole, 1, self._mesh.index)
         for dim in range(2, 1 + part.token_dims):
             shard = shard.unsqueeze(dim)
@@ -244,13 +247,16 @@ class Shards:
         part = self._attention[-1].part
         keys = self._joint(part.keys or streams)
         if part.own_mask and request.mask is not None:
-            request = replace(request, mask=self._whole_mask(request.mask, keys))
+            request = replace(request, mask=self._whole_mask(request.mask, keys, part.path))
         return sequence_attention(self._mesh, joint, keys, kernel, request)
 
-    def _whole_mask(self, mask: Tensor, joint: Joint) -> Tensor:
+    def _whole_mask(self, mask: Tensor, joint: Joint, path: str) -> Tensor:
         """A mask (batch, heads, 1, all keys) from each rank's for its own keys."""
         if mask.shape[2] != 1 or mask.shape[3] != joint.local(self._mesh.index):
-            raise CannotSplit(f"{self._plan.family}: a mask of shape {tuple(mask.shape)}.")
+            raise CannotSplit(
+                f"{self._plan.family}: the mask of {path} has shape {tuple(mask.shape)}; one for "
+                f"the keys of this rank, alike for all queries, is expected."
+            )
         return self._whole(mask.movedim(3, 1), joint).movedim(1, 3)
 
     def _joint(self, streams: Sequence[str], kept: Streams = ()) -> Joint:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -20,6 +22,7 @@ from comfyfleet.extension.parallel import (
     follow_prompt,
     read_weights,
 )
+from comfyfleet.fleet.guard import SESSION_MARK
 from comfyfleet.parallel.roster import Ticket
 from comfyfleet.parallel.strategy import AXES, Wish
 
@@ -148,8 +151,10 @@ class FleetFollow(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, ticket: str, **_kept: Any) -> io.NodeOutput:
+        if not is_worker():
+            raise InputError("Fleet Follow runs on workers only; ComfyFleet places it by itself.")
         # Only now: it is for workers alone.
         from comfyfleet.comfy.follow import follow
 
-        follow(model, Ticket.from_json(ticket))
+        follow(model, Ticket.from_json(ticket), Path(os.environ[SESSION_MARK]))
         return io.NodeOutput()
