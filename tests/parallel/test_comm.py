@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed import HashStore
 
 from comfyfleet.errors import LinkLost
+from comfyfleet.parallel import comm
 from comfyfleet.parallel.comm import Place, World
 from tests.parallel.ranks import Ranks
 
@@ -166,11 +167,13 @@ def wait_in_a_ring(world: World) -> None:
 WAITS = {"all_to_all": wait_for_all, "receive": wait_for_a_message, "finish": wait_in_a_ring}
 
 
-def connected(*groups: tuple[int, ...]) -> list[World]:
+def connected(*groups: tuple[int, ...], timeout_s: float = 60) -> list[World]:
     """A world whose groups are connected, and whose end harms no other test."""
     store, device = HashStore(), torch.device("cpu")
     size = 1 + max(rank for group in groups for rank in group)
-    places = [Place(rank=rank, size=size, device=device, timeout_s=60) for rank in range(size)]
+    places = [
+        Place(rank=rank, size=size, device=device, timeout_s=timeout_s) for rank in range(size)
+    ]
     worlds = [World(store, place) for place in places]
     with ThreadPoolExecutor(size) as pool:
         for group in groups:
@@ -253,7 +256,15 @@ def test_who_closed_its_world_can_do_nothing_more(worlds: list[World]):
     worlds[0].close()
 
 
+def test_a_rank_that_does_not_come_is_lost(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(comm, "_MEET_S", 0.05)
+    world = World(HashStore(), Place(rank=0, size=2, device=torch.device("cpu")))
+    for group in (world.group, world.line):
+        with pytest.raises(LinkLost, match="rank 0 lost the others"):
+            group((0, 1))
+
+
 def test_a_rank_that_is_late_is_lost():
-    place = Place(rank=0, size=2, device=torch.device("cpu"), timeout_s=0.05)
-    with pytest.raises(LinkLost, match="rank 0 lost the others"):
-        World(HashStore(), place).group((0, 1))
+    worlds = connected((0, 1), timeout_s=0.05)
+    with pytest.raises(LinkLost, match="rank 1 lost the others"):
+        wait_for_all(worlds[1])

@@ -11,8 +11,17 @@ import pytest
 import torch
 from torch.distributed import FileStore
 
+from comfyfleet.errors import InputError
 from comfyfleet.parallel.comm import Place
-from comfyfleet.parallel.roster import Ticket, announce, call_up, is_ready, take_place
+from comfyfleet.parallel.roster import (
+    Ticket,
+    announce,
+    call_up,
+    is_ready,
+    new_gang,
+    store_of,
+    take_place,
+)
 
 CPU = torch.device("cpu")
 TICKET = Ticket(gang="gang-0123456789ab", name="worker 1", shape=(1, 16, 5, 8, 8))
@@ -31,8 +40,8 @@ def test_a_ticket_is_read_as_it_was_written():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "nonsense", "[]", "1", "null", '"text"', "{}", '{"store": "a", "name": "b"}',
-     '{"store": "a", "name": "b", "shape": 1}'],
+    ["", "nonsense", "[]", "1", "null", '"text"', "{}", '{"gang": "a", "name": "b"}',
+     '{"gang": "a", "name": "b", "shape": 1}'],
 )  # fmt: skip
 def test_what_is_no_ticket_is_refused(text: str):
     with pytest.raises((ValueError, KeyError, TypeError)):
@@ -42,6 +51,23 @@ def test_what_is_no_ticket_is_refused(text: str):
 def test_a_ticket_may_have_more_than_we_read():
     written = json.loads(TICKET.to_json()) | {"of a later version": 1}
     assert Ticket.from_json(json.dumps(written)) == TICKET
+
+
+def test_gangs_meet_in_files_of_their_own_below_a_folder(tmp_path: Path):
+    first, second = new_gang(), new_gang()
+    announce(store_of(tmp_path, first), "a")
+    assert is_ready(store_of(tmp_path, first), "a")
+    assert not is_ready(store_of(tmp_path, second), "a")
+    assert {path.name for path in tmp_path.iterdir()} == {first, second}
+
+
+@pytest.mark.parametrize(
+    "gang", ["", "gang-1", "../gang-0123456789ab", "/etc/passwd", "gang-0123456789ab/x"]
+)
+def test_a_path_is_no_gang(tmp_path: Path, gang: str):
+    with pytest.raises(InputError, match="no gang is called"):
+        store_of(tmp_path, gang)
+    assert not list(tmp_path.iterdir())
 
 
 def test_followers_announce_themselves(store: FileStore):

@@ -205,16 +205,19 @@ class World:
         if (purpose, ranks) not in self._groups:
             store = PrefixStore(f"{purpose}/{'-'.join(map(str, ranks))}", self._store)
             rank, timeout = ranks.index(self.place.rank), timedelta(seconds=timeout_s)
-            make = partial(_PROCESS_GROUPS[backend], store, rank, len(ranks), timeout, self.place)
-            self.wait(partial(_meet, store, rank, len(ranks)))
-            self._groups[purpose, ranks] = Group(self, ranks, backend, self.wait(make))
+            connect = partial(_connect, backend, store, rank, len(ranks), timeout, self.place)
+            self._groups[purpose, ranks] = Group(self, ranks, backend, self.wait(connect))
         return self._groups[purpose, ranks]
 
 
-def _meet(store: Store, rank: int, size: int) -> None:
-    """Wait until all ranks want to connect: connecting itself would wait as long as a message."""
+def _connect(
+    backend: str, store: Store, rank: int, size: int, timeout: timedelta, place: Place
+) -> Any:
+    """Wait until all ranks are there: connecting itself would wait for as long as a message."""
     store.set(f"here-{rank}", "")
-    store.wait([f"here-{other}" for other in range(size)], timedelta(seconds=_MEET_S))
+    here = [f"here-{other}" for other in range(size)]
+    store.wait(here, min(timeout, timedelta(seconds=_MEET_S)))
+    return _PROCESS_GROUPS[backend](store, rank, size, timeout, place)
 
 
 def _as_bytes(data: Tensor) -> Tensor:

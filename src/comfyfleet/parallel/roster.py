@@ -22,7 +22,7 @@ _ROSTER = "roster"
 class Ticket:
     """What a follower gets to find its gang, and its own name there.
 
-    ``gang`` is the name of a file in the fleet's folder: no path, as a prompt may come from anybody.
+    ``gang`` is the name of a file in the fleet's folder: no path, as anybody may send a prompt.
 
     ``shape`` is that of the latent, for the memory that a forward takes.
     """
