@@ -1,4 +1,4 @@
-"""Models of ComfyUI's own classes with random weights, of about a second per forward on one core."""
+"""Models of ComfyUI's own classes, random weights: about a second per forward on one core."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole way: a stock KSampler in a real ComfyUI, with the Parallel Model node and without it."""
+"""The whole way: a stock KSampler in a real ComfyUI, with Parallel Model and without it."""
 
 from __future__ import annotations
 

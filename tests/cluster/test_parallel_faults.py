@@ -23,6 +23,9 @@ pytestmark = pytest.mark.cluster
 
 SEQUENCE = {"strategy": "sequence"}
 BY_CFG = {"strategy": "cfg"}
+RING = {"strategy": "sequence", "ring": 3}
+#: Where and when something happens: before the first exchange, and in the middle of the third step.
+PLACES = [("first", 0), ("last", 2)]
 BY_THREE = "4 as ulysses 3"
 #: Within so many seconds a lost follower is noticed; the machine of the tests may be busy.
 NOTICED_S = 5 + 5
@@ -60,7 +63,7 @@ def gang_of_three(bed: Bed) -> None:
     assert found.error <= TOLERANCE
 
 
-def lost_one(found: Outcome, worker: str, steps: int, *, remaining: str = "") -> None:
+def lost_one(found: Outcome, worker: str, steps: int) -> None:
     """The picture is right, one worker was lost on the way, and the user was told."""
     assert found.error <= TOLERANCE, (found.error, found.texts)
     assert f"{worker} was lost: " in found.warnings and "This step is repeated." in found.warnings
@@ -118,13 +121,13 @@ def test_interrupted_between_steps(whole: Bed, inputs: dict[str, Any]) -> None:
     whole.check(fresh(), BY_THREE)
 
 
-@pytest.mark.parametrize("after", [0, 2])
-@pytest.mark.parametrize("inputs", [SEQUENCE, BY_CFG, {"strategy": "sequence", "ring": 3}])
+@pytest.mark.parametrize(("place", "after"), PLACES)
+@pytest.mark.parametrize("inputs", [SEQUENCE, BY_CFG, RING])
 def test_interrupted_in_the_middle_of_a_step(
-    whole: Bed, inputs: dict[str, Any], after: int
+    whole: Bed, inputs: dict[str, Any], place: str, after: int
 ) -> None:
     """ComfyUI looks for it at each layer of the model, while others wait for this rank's part."""
-    with whole.ordered("interrupt", "leader", after=after):
+    with whole.ordered("interrupt", "leader", place=place, after=after):
         interrupted(whole, trapped(whole, cfg=3.0, parallel=inputs), lambda event: None)
     whole.check(fresh(), BY_THREE)
 
@@ -132,26 +135,25 @@ def test_interrupted_in_the_middle_of_a_step(
 # An error in one process.
 
 
-@pytest.mark.parametrize("after", [0, 2])
+@pytest.mark.parametrize(("place", "after"), PLACES)
 @pytest.mark.parametrize("inputs", [SEQUENCE, BY_CFG])
-def test_an_error_here_ends_the_prompt(whole: Bed, inputs: dict[str, Any], after: int) -> None:
-    with whole.ordered("error", "leader", after=after):
+def test_an_error_here_ends_the_prompt(
+    whole: Bed, inputs: dict[str, Any], place: str, after: int
+) -> None:
+    with whole.ordered("error", "leader", place=place, after=after):
         found = record(whole.master, trapped(whole, cfg=3.0, parallel=inputs))
     assert "the trap" in error_of(found.entry)
     whole.check(fresh(), BY_THREE)
 
 
-@pytest.mark.parametrize("after", [0, 2])
-@pytest.mark.parametrize(
-    "inputs",
-    [SEQUENCE, BY_CFG, {"strategy": "batch"}, {"strategy": "sequence", "ring": 3}],
-)
+@pytest.mark.parametrize(("place", "after"), PLACES)
+@pytest.mark.parametrize("inputs", [SEQUENCE, BY_CFG, RING, {"strategy": "batch"}])
 def test_an_error_on_a_follower_costs_only_time(
-    whole: Bed, inputs: dict[str, Any], after: int
+    whole: Bed, inputs: dict[str, Any], place: str, after: int
 ) -> None:
     prompt = trapped(whole, cfg=3.0, batch=2, parallel=inputs)
     clock = Clock(0, lambda: None)
-    with whole.ordered("error", "cpu-0", after=after):
+    with whole.ordered("error", "cpu-0", place=place, after=after):
         found = whole.run(prompt, on_event=clock)
     lost_one(found, "cpu-0", 4)
     assert "the trap" in found.warnings and clock.longest_s < NOTICED_S
@@ -194,7 +196,7 @@ def test_the_last_worker_dies_before_the_first_exchange(bed: Bed) -> None:
     worker = bed.living()[-1]
     clock = Clock(0, lambda: None)
     began = time.monotonic()
-    with bed.ordered("die", worker):
+    with bed.ordered("die", worker, place="first"):
         found = bed.run(trapped(bed), on_event=clock)
     lost_one(found, worker, 4)
     assert clock.times[0] - began < NOTICED_S

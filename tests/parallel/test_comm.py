@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -262,6 +263,20 @@ def test_a_rank_that_does_not_come_is_lost(monkeypatch: pytest.MonkeyPatch):
     for group in (world.group, world.line):
         with pytest.raises(LinkLost, match="rank 0 lost the others"):
             group((0, 1))
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_rank_that_leaves_before_it_comes_is_lost_at_once(told: bool):
+    """It says so, or somebody saw it die: nobody waits for as long as connecting may take."""
+    store, died = HashStore(), threading.Event()
+    places = [Place(rank=rank, size=2, device=torch.device("cpu")) for rank in (0, 1)]
+    staying, leaving = World(store, places[0], died.is_set), World(store, places[1])
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(staying.group, (0, 1))
+        waiting_state(staying, "_connect")
+        leaving.close() if told else died.set()
+        with pytest.raises(LinkLost, match="rank 0 lost the others: one of them has left"):
+            waiting.result(timeout=5)
 
 
 def test_a_rank_that_is_late_is_lost():

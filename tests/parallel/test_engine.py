@@ -54,7 +54,8 @@ def tokens(length: int = 9, batch: int = 1, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("length", [1, 2, 4, 9])
 def test_one_stream(ranks: Ranks, length: int, batch: int):
-    check(ranks, PLAN, Stack(), tokens(length, batch))
+    meshes = [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (1, 3), (1, 4), (2, 2)]
+    check(ranks, PLAN, Stack(), tokens(length, batch), meshes=meshes)
 
 
 @pytest.mark.parametrize("text", [1, 3, 7])

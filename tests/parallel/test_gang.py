@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import pytest
+import torch
+from torch import nn
 
-torch = pytest.importorskip("torch")
-
-from torch import nn  # noqa: E402
-
-from comfyfleet.errors import CannotSplit, LinkLost  # noqa: E402
-from comfyfleet.parallel.call import Call  # noqa: E402
-from comfyfleet.parallel.comm import World  # noqa: E402
-from comfyfleet.parallel.dims import ParallelDims  # noqa: E402
-from comfyfleet.parallel.gang import Follower, Leader, Split  # noqa: E402
-from tests.parallel.ranks import Ranks  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    found = Ranks()
-    yield found
-    found.close()
+from comfyfleet.errors import CannotSplit, LinkLost
+from comfyfleet.parallel import gang
+from comfyfleet.parallel.call import Call
+from comfyfleet.parallel.comm import World
+from comfyfleet.parallel.dims import ParallelDims
+from comfyfleet.parallel.gang import Follower, Leader, Split
+from comfyfleet.parallel.tree import Unsendable
+from comfyfleet.parallel.turns import Turns
+from tests.parallel.ranks import Ranks
+from tests.parallel.toys import (
+    ATTEND,
+    ENTER,
+    LEAVE,
+    WIDTH,
+    Stack,
+    assert_same,
+    noise,
+    plan_of,
+)
 
 
 class Toy(nn.Module):
@@ -34,10 +39,12 @@ class Toy(nn.Module):
         return x * timestep.view(-1, 1) * scale + context.mean(dim=(1, 2)).view(-1, 1)
 
 
-def with_leader(ranks: Ranks, size: int, lead: Callable[[Leader], object]) -> list[object]:
+def with_leader(
+    ranks: Ranks, size: int, lead: Callable[[Leader], object], make: Callable[[], nn.Module] = Toy
+) -> list[object]:
     def work(world: World) -> object:
         if world.place.rank:
-            return Follower(world, Toy()).serve()
+            return Follower(world, make()).serve()
         leader = Leader(world)
         try:
             return lead(leader)
@@ -146,3 +153,70 @@ def test_a_follower_says_why_it_cannot_split(ranks: Ranks):
         return "told"
 
     assert ranks.run(2, work) == ["told", 2]
+
+
+def test_what_cannot_be_sent_ends_no_gang(ranks: Ranks):
+    """Nothing was sent: the next forward goes well, and followers are let go in peace."""
+    made = call(batch=2)
+    unsendable = Call(made.args, {"transformer_options": {"a_function": print}})
+
+    def lead(leader: Leader) -> None:
+        split, model = Split(ParallelDims(batch=2), equal(2)), Toy()
+        with pytest.raises(Unsendable, match="a_function"):
+            leader.forward(split, model, model._forward, unsendable)
+        assert torch.equal(leader.forward(split, model, model._forward, made), alone(made))
+        with pytest.raises(Unsendable, match="a_function"):
+            leader.forward(split, model, model._forward, unsendable)
+
+    assert with_leader(ranks, 2, lead) == [None, 1]
+
+
+class Tokens(Stack):
+    def _forward(self, x, transformer_options=None):
+        return self.forward(x, transformer_options)
+
+
+@pytest.mark.parametrize(
+    ("dims", "served"),
+    [
+        (ParallelDims(ring=3), [2, 2]),
+        (ParallelDims(ulysses=3), [2, 2]),
+        (ParallelDims(ulysses=2, batch=2), [2, 2, 2]),
+        (ParallelDims(ring=2, batch=2), [2, 2, 2]),
+        (ParallelDims(ulysses=2, ring=2), [2, 2, 2]),
+    ],
+    ids=str,
+)
+def test_tokens_are_shared_beside_all_else(
+    ranks: Ranks, dims: ParallelDims, served: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gang, "find_plan", lambda model: plan_of(ENTER, ATTEND, LEAVE))
+    made = Call((noise(3, 9, WIDTH),), {"transformer_options": {}})
+
+    def lead(leader: Leader) -> None:
+        split, model = Split(dims, equal(dims.size)), Tokens()
+        for _ in range(2):
+            found = leader.forward(split, model, model._forward, made)
+            assert_same(found, model._forward(*made.args))
+
+    assert with_leader(ranks, dims.size, lead, Tokens) == [None, *served]
+
+
+def test_conditionings_are_shared_by_sequence_groups(ranks: Ranks, monkeypatch: pytest.MonkeyPatch):
+    """The leader's group and the other one compute at the same time, in turns on this side."""
+    monkeypatch.setattr(gang, "find_plan", lambda model: plan_of(ENTER, ATTEND, LEAVE))
+    calls = [Call((noise(1, 9, WIDTH, seed=cfg),), {}) for cfg in (0, 1)]
+
+    def lead(leader: Leader) -> None:
+        split, model, turns = Split(ParallelDims(ring=2, cfg=2), equal(4)), Tokens(), Turns()
+
+        def compute(cfg: int) -> torch.Tensor:
+            made = calls[cfg]
+            return leader.forward(split, model, model._forward, made, cfg, turns.waiting)
+
+        for _ in range(2):
+            found = turns.run([partial(compute, 0), partial(compute, 1)])
+            for out, made in zip(found, calls, strict=True):
+                assert_same(out, model._forward(*made.args))
+
+    assert with_leader(ranks, 4, lead, Tokens) == [None, 2, 2, 2]

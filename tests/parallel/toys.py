@@ -23,7 +23,7 @@ from tests.parallel.ranks import Ranks
 
 HEADS, WIDTH = 3, 6
 #: Ulysses and ring degrees.
-MESHES = [(1, 1), (2, 1), (3, 1), (1, 3), (2, 2)]
+MESHES = [(3, 1), (1, 3), (2, 2)]
 WEIGHTS = (1.0, 2.0, 1.5, 1.0)
 
 ALL = ("all",)

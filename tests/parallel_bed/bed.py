@@ -146,9 +146,12 @@ class Bed:
         return "TestTrap", {"order": str(self.order)}
 
     @contextmanager
-    def ordered(self, what: str, *who: str, after: int = 0, **more: Any) -> Iterator[None]:
-        """While this lasts, these processes do it in the next calls of the trap but ``after``."""
-        order = {"id": uuid.uuid4().hex, "what": what, "who": who, "after": after, **more}
+    def ordered(self, what: str, *who: str, after: int = 0, place: str = "last") -> Iterator[None]:
+        """While this lasts, these processes do it before their first or last block.
+
+        They do it once, when they have been there ``after`` times.
+        """
+        order = {"id": uuid.uuid4().hex, "what": what, "who": who, "after": after, "place": place}
         self.order.write_text(json.dumps(order))
         try:
             yield

@@ -9,13 +9,14 @@ from pathlib import Path
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "parity.md"
 INTRO = """# Parity
 
-N ranks compute what one rank computes. Each row is a small model of ComfyUI's own class with random
-weights and one set of inputs; each cell is the largest relative error (L2, float32, on the CPU) of the
-ranks' outputs against the unsplit forward. The bound is 1e-5. `make test` measures the cells anew and
-writes this page.
+N ranks compute what one rank computes. Each row is a small model of ComfyUI's own class with
+random weights and one set of inputs; each cell is the largest relative error (L2, float32, on the
+CPU) of the ranks' outputs against the unsplit forward. The bound is 1e-5. `make test` measures the
+cells anew and writes this page.
 
-A dash: this case has nothing to split that way (a batch of one picture), or its model is refused and
-runs by conditionings, by batch or alone; [Parallel Model](parallel-model.md) says which and why.
+A dash (-): this case has nothing to split that way (a batch of one picture), or its model is
+refused and runs by conditionings, by batch or alone; [Parallel Model](parallel-model.md) says which
+and why.
 """
 
 
@@ -48,7 +49,9 @@ class Table:
         PAGE.write_text("\n".join([INTRO, *body]), encoding="utf-8")
 
     def _lines(self) -> list[str]:
-        measured = [row for row in self._rows if any((row, c) in self._errors for c in self._columns)]
+        measured = [
+            row for row in self._rows if any((row, c) in self._errors for c in self._columns)
+        ]
         head = ["| Model | " + " | ".join(self._columns) + " |"]
         head.append("| --- |" + " --- |" * len(self._columns))
         return head + [
@@ -59,7 +62,7 @@ class Table:
     def _cell(self, row: str, column: str) -> str:
         error = self._errors.get((row, column))
         if error is None:
-            return "–"
+            return "-"
         if error == 0:
             return "0"
         # Rounded up to a power of ten: the digits differ from machine to machine.

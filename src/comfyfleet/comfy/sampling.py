@@ -165,9 +165,16 @@ class Sampling:
         self._begun = True
         world = None if self._alone else self._gang.ready()
         if world is not None:
-            self._leader = Leader(world, stripped)
+            self._lead(world)
         if self._gang.note and not self._alone:
             self._warn(self._gang.note)
+
+    def _lead(self, world: World) -> None:
+        try:
+            self._leader = Leader(world, stripped)
+        except LinkLost as error:
+            world.close()
+            self.stop(self._gang.explain(error))
 
     def _agrees(self, original: Callable[..., Tensor], model: Any, call: Call, ours: str) -> bool:
         """Would followers compute the same?"""

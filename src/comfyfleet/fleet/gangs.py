@@ -105,7 +105,7 @@ class Gang:
         """Which follower was lost and what it said; or where each is, if none is lost."""
         pause = threading.Event()
         for _ in range(int(_LAST_WORD_S / _LOOK_S)):
-            if any(loan.end.done() for loan in self._members):
+            if self._lost():
                 break
             pause.wait(_LOOK_S)
         lost = [f"{m.worker.id} was lost: {m.failure}" for m in self._members if m.end.done()]
@@ -150,7 +150,10 @@ class Gang:
         call_up(store, [loan.worker.id for loan in self._members], backend)
         size = 1 + len(self._members)
         place = Place(rank=0, size=size, device=self._request.device, backend=backend)
-        return World(PrefixStore("world", store), place)
+        return World(PrefixStore("world", store), place, self._lost)
+
+    def _lost(self) -> bool:
+        return any(loan.end.done() for loan in self._members)
 
     def _backend(self) -> str:
         """NCCL where each rank has a GPU of its own, gloo otherwise."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
@@ -29,6 +31,9 @@ _LOOPBACK = "127.0.0.1"
 _PATIENCE_S = 7 * 24 * 3600.0
 #: Seconds in which all ranks of a group come to connect: a forward's first layers at the most.
 _MEET_S = 120.0
+#: How often it is seen whether they have come; what whoever leaves says.
+_LOOK_S = 0.005
+_LEFT = "left"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,14 +156,20 @@ class Group:
 
 
 class World:
-    """All ranks of a gang. Groups come to be when they are first asked for, by all of theirs."""
+    """All ranks of a gang. Groups come to be when they are first asked for, by all of theirs.
 
-    def __init__(self, store: Store, place: Place) -> None:
+    ``lost`` says whether a rank has died without a word, as far as this process knows.
+    """
+
+    def __init__(
+        self, store: Store, place: Place, lost: Callable[[], bool] = lambda: False
+    ) -> None:
         self.place = place
         #: Operations so far: the rank with the fewest is the late one.
         self.operations = 0
         self.closed = False
         self._store = store
+        self._lost = lost
         self._groups: dict[tuple[str, tuple[int, ...]], Group] = {}
         self._thread: int | None = None
 
@@ -172,7 +183,10 @@ class World:
 
     def close(self) -> None:
         """Drop all connections: ranks that wait for this one see it at once."""
-        self.closed = True
+        if not self.closed:
+            self.closed = True
+            with suppress(RuntimeError):  # nobody is left to be told
+                self._store.set(_LEFT, "")
         for group in self._groups.values():
             group.close()
         self._groups.clear()
@@ -205,19 +219,25 @@ class World:
         if (purpose, ranks) not in self._groups:
             store = PrefixStore(f"{purpose}/{'-'.join(map(str, ranks))}", self._store)
             rank, timeout = ranks.index(self.place.rank), timedelta(seconds=timeout_s)
-            connect = partial(_connect, backend, store, rank, len(ranks), timeout, self.place)
+            make = partial(_PROCESS_GROUPS[backend], store, rank, len(ranks), timeout, self.place)
+            connect = partial(self._connect, store, rank, len(ranks), make, min(timeout_s, _MEET_S))
             self._groups[purpose, ranks] = Group(self, ranks, backend, self.wait(connect))
         return self._groups[purpose, ranks]
 
-
-def _connect(
-    backend: str, store: Store, rank: int, size: int, timeout: timedelta, place: Place
-) -> Any:
-    """Wait until all ranks are there: connecting itself would wait for as long as a message."""
-    store.set(f"here-{rank}", "")
-    here = [f"here-{other}" for other in range(size)]
-    store.wait(here, min(timeout, timedelta(seconds=_MEET_S)))
-    return _PROCESS_GROUPS[backend](store, rank, size, timeout, place)
+    def _connect(
+        self, store: Store, rank: int, size: int, make: Callable[[], Any], timeout_s: float
+    ) -> Any:
+        """Wait until all ranks are there: connecting itself would wait for as long as a message."""
+        store.set(f"here-{rank}", "")
+        here = [f"here-{other}" for other in range(size)]
+        pause, end = threading.Event(), time.monotonic() + timeout_s
+        while not store.check(here):
+            if self._lost() or self._store.check([_LEFT]):
+                raise RuntimeError("one of them has left its gang.")
+            if time.monotonic() > end:
+                raise RuntimeError(f"not all came within {timeout_s:.0f} s.")
+            pause.wait(_LOOK_S)
+        return make()
 
 
 def _as_bytes(data: Tensor) -> Tensor:

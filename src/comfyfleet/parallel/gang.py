@@ -99,7 +99,8 @@ class Leader:
 
         ``forward`` is a method of ``model``; followers call theirs of the same name. Other threads
         may call this for another ``cfg`` inside ``waiting()``, which is entered while a follower's
-        result is awaited. Raises CannotSplit (the gang stays usable), LinkLost (it does not).
+        result is awaited. Raises CannotSplit, or Unsendable before anything is sent (the gang
+        stays usable); LinkLost (it does not).
         """
         if split.dims.sequence > 1:
             find_plan(model)
@@ -109,10 +110,9 @@ class Leader:
             None if part is None else _Part(split, split.ranks(i, cfg), part)
             for i, part in enumerate(calls)
         ]
+        orders = [order for part in parts if part for order in self._orders(part, forward)]
         self._unfinished += 1
-        for part in parts:
-            if part is not None:
-                self._order(part, forward)
+        self.bytes_sent += sum(self._wires[rank].send(letter) for rank, letter in orders)
         outputs = [self._find(part, model, forward, waiting) for part in parts]
         self._unfinished -= 1
         for output in outputs:
@@ -132,11 +132,11 @@ class Leader:
             logger.debug("a follower was gone before the end", exc_info=True)
         self.world.close()
 
-    def _order(self, part: _Part, forward: Forward) -> None:
-        """Send each follower of a part what it needs."""
+    def _orders(self, part: _Part, forward: Forward) -> list[tuple[int, Letter]]:
+        """What each follower of a part needs."""
         followers = [rank for rank in part.ranks if rank]
         if not followers:
-            return
+            return []
         call = self._strip(forward, part.call)
         message = {
             "do": "forward",
@@ -148,7 +148,7 @@ class Leader:
             "kwargs": dict(call.kwargs),
         }
         letter = Letter.of(message, self._memory)
-        self.bytes_sent += sum(self._wires[rank].send(letter) for rank in followers)
+        return [(rank, letter) for rank in followers]
 
     def _find(
         self,

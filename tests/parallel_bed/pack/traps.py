@@ -14,7 +14,8 @@ import comfy.model_management
 from torch import nn
 
 LEADER = "leader"
-#: The lists of blocks of the families; the trap is in the last block of each.
+#: The lists of blocks of the families; there is a trap in the first and in the last of each. In
+#: the first, ranks that share the tokens have not exchanged anything yet.
 BLOCKS = ("blocks", "joint_blocks", "double_blocks")
 #: What is done when the node runs, and not in a forward.
 EARLY = ("refuse", "vanish")
@@ -66,16 +67,17 @@ def fail_early(what: str) -> None:
 
 
 class Hook:
-    """Called before the last block, in every process that has the model."""
+    """Called before a block, in every process that has the model."""
 
-    def __init__(self, order: Path) -> None:
+    def __init__(self, order: Path, place: str) -> None:
         self._order = order
+        self._place = place
         #: Times that the block was called, by the orders that were there.
         self._calls: Counter[str] = Counter()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         order = read(self._order)
-        if order is None or order["what"] in EARLY:
+        if order is None or order["what"] in EARLY or order["place"] != self._place:
             return
         if order["what"] == "log":
             x = args[0]
@@ -108,6 +110,7 @@ class Trap:
             fail_early(found["what"])
         inner = model.model.diffusion_model
         blocks = next(getattr(inner, name) for name in BLOCKS if hasattr(inner, name))
-        if not any(isinstance(hook, Hook) for hook in blocks[-1]._forward_pre_hooks.values()):
-            blocks[-1].register_forward_pre_hook(Hook(Path(order)))
+        if not any(isinstance(hook, Hook) for hook in blocks[0]._forward_pre_hooks.values()):
+            blocks[0].register_forward_pre_hook(Hook(Path(order), "first"))
+            blocks[-1].register_forward_pre_hook(Hook(Path(order), "last"))
         return (model,)
