@@ -183,7 +183,7 @@ RANGES = following(ranges=Ranges(of=ALL))
         [(0, 4, 2.0), (4, None, -1.0)],
         [(0, 1, 2.0), (1, 2, 3.0), (7, 9, 4.0)],
         [(8, 9, 2.0)],
-        [(3, 3, 2.0)],
+        [(3, 3, 2.0), (0, 0, 3.0)],
         [(0, 5), (5, None)],
         [(2, 7)],
     ],
@@ -231,7 +231,8 @@ def test_ranges_behind_another_stream(ranks: Ranks, text: int, ranges: Any):
 class Positioned(Block):
     def forward(self, x, position=None, transformer_options=None):
         if position is not None:
-            x = torch.cat([x[:, :position] * 2, x[:, position:] * -3], 1)
+            before, behind = torch.full((position,), 2.0), torch.full((x.shape[1] - position,), -3)
+            x = x * torch.cat([before, behind])[:, None]
         return super().forward(x, transformer_options)
 
 

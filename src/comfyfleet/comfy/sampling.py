@@ -246,7 +246,8 @@ class Sampling:
             self._trial.note(self._split is not None, seconds)
 
     def _lose(self, error: LinkLost) -> None:
-        assert self._leader is not None
+        if self._leader is None:  # another thread has lost another follower
+            return
         self._leader.world.close()
         self._leader = None
         self.stop(f"{self._gang.explain(error)} This step is repeated.")

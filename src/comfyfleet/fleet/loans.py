@@ -18,7 +18,9 @@ from comfyfleet.work import (
     Dispatch,
     Event,
     Failure,
+    Progress,
     Prompt,
+    Result,
     Unit,
     WorkerInfo,
     WorkerLent,
@@ -47,6 +49,8 @@ class Loan:
         self.relied_on = False
         #: What it last said it was doing.
         self.state = ""
+        #: Was it ended because it did not answer any more?
+        self.silent = False
 
     @property
     def failure(self) -> Failure | None:
@@ -90,14 +94,14 @@ class Lending:
         """The loan from beginning to end."""
         worker_id = loan.worker.id
         pulse = asyncio.get_running_loop().create_task(self._feel(loan))
-        failure: Failure | None = Failure(message="its process ended")
+        end: Progress | Failure | Result | None = None
         try:
             async for event in self._actors.run(worker_id, loan.unit):
-                failure = event if isinstance(event, Failure) else None
+                end = event
         finally:
             pulse.cancel()
             del self._loans[worker_id]
-            loan.end.set_result(failure)
+            loan.end.set_result(_failure(loan, end))
             self._handle(WorkerReturned(worker_id=worker_id))
 
     async def _feel(self, loan: Loan) -> None:
@@ -108,6 +112,17 @@ class Lending:
                 loan.state = await asyncio.wait_for(self._actors.state(loan.worker.id), _PATIENCE_S)
             except asyncio.TimeoutError:
                 if loan.relied_on:
+                    loan.silent = True
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(loan.worker.pid, signal.SIGKILL)
                     return
+
+
+def _failure(loan: Loan, end: Progress | Failure | Result | None) -> Failure | None:
+    """Why a worker stopped, by the last that came from it."""
+    if isinstance(end, Result):
+        return None
+    if isinstance(end, Failure):
+        return end
+    silence = f" as it had not answered for {_PATIENCE_S:.0f} s" if loan.silent else ""
+    return Failure(message=f"its process ended{silence}")

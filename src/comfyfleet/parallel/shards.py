@@ -285,5 +285,4 @@ def _rows(entry: Tensor | None, start: int, size: int) -> Tensor | None:
         return None
     if entry.ndim != 3:
         raise CannotSplit(f"control residuals of shape {tuple(entry.shape)}; tokens are expected.")
-    low, high = min(start, entry.shape[1]), min(start + size, entry.shape[1])
-    return entry[:, low:high]
+    return entry[:, start : start + size]
