@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -166,6 +169,21 @@ def test_no_hook_stays_if_one_cannot_be_put_on(ranks: Ranks):
 
     ranks.run(1, work)
     assert hooks(model) == before
+
+
+def test_a_model_that_was_split_can_be_forgotten(ranks: Ranks):
+    """Also one whose module's forward was replaced by something that holds the module."""
+
+    def held(block: Block) -> Callable[..., torch.Tensor]:
+        return lambda x, transformer_options=None: Block.forward(block, x, transformer_options)
+
+    model = Stack()
+    model.blocks[0].forward = held(model.blocks[0])
+    forgotten = weakref.ref(model.blocks[0])
+    check(ranks, PLAN, model, tokens())
+    del model
+    gc.collect()
+    assert forgotten() is None
 
 
 def test_a_model_can_be_split_again_after_an_error(ranks: Ranks):

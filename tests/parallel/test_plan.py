@@ -299,6 +299,25 @@ def test_residuals_may_end_before_the_stream_does(ranks: Ranks, length: int):
     check(ranks, residual_plan(), Stack(depth=3), tokens(batch=2), control=control)
 
 
+class PairWithControl(Pair):
+    def forward(self, text, image, transformer_options=None, control=None):
+        for i, block in enumerate(self.blocks):
+            text, image = block(text, image, transformer_options)
+            image = image + control["output"][i]
+        return self.final(image)
+
+
+def test_residuals_follow_their_own_stream(ranks: Ranks):
+    plan = plan_of(
+        ENTER_BOTH,
+        Part(path="blocks.*", attends=(BOTH,)),
+        LEAVE_IMAGE,
+        control={"output": Residuals(of="image")},
+    )
+    control = {"output": [tokens(seed=5), tokens(seed=6)]}
+    check(ranks, plan, PairWithControl(PairBlock), tokens(4), tokens(seed=1), control=control)
+
+
 @pytest.mark.parametrize("length", [1, 5])
 def test_residuals_of_a_stream_that_all_have(ranks: Ranks, length: int):
     control = {"input": [tokens(length, seed=5)]}

@@ -6,13 +6,14 @@ sampling, so that no unit meets it.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,9 @@ from comfyfleet.fleet.fleet import Fleet
 from comfyfleet.fleet.loans import Loan
 from comfyfleet.parallel.comm import Place, World
 from comfyfleet.parallel.roster import Ticket, call_up, is_ready, new_gang, store_of
-from comfyfleet.work import Prompt
+from comfyfleet.work import Failure, Prompt
+
+logger = logging.getLogger(__name__)
 
 #: How often followers on their way are looked after.
 _LOOK_S = 0.01
@@ -105,11 +108,19 @@ class Gang:
         """Which follower was lost and what it said; or where each is, if none is lost."""
         pause = threading.Event()
         for _ in range(int(_LAST_WORD_S / _LOOK_S)):
-            if self._lost():
+            if self._culprits():
                 break
             pause.wait(_LOOK_S)
-        lost = [f"{m.worker.id} was lost: {m.failure}" for m in self._members if m.end.done()]
-        return " ".join(lost) or "\n".join([str(error), *(m.state for m in self._members)])
+        lost = self._culprits() or [loan for loan in self._members if loan.end.done()]
+        for loan in lost:
+            logger.warning("%s was lost: %s", loan.worker.id, loan.failure)
+        told = [f"{loan.worker.id} was lost: {_sentence(loan.failure)}" for loan in lost]
+        return " ".join(told) or "\n".join([str(error), *(m.state for m in self._members)])
+
+    def _culprits(self) -> list[Loan]:
+        """Those who ended by themselves, and not because another had left them."""
+        ended = [(loan, loan.failure) for loan in self._members]
+        return [loan for loan, why in ended if why and LinkLost.__name__ not in why.message]
 
     @property
     def exhausted(self) -> list[str]:
@@ -123,6 +134,7 @@ class Gang:
         if not self._lent.done() or self._lent.exception() is not None:
             return
         self._dismiss([loan for loan in self._lent.result() if loan not in self._members])
+        self._tidy()
 
     def _lend(self, coming: Future[Fleet]) -> None:
         """The fleet is up, or will not be. On any thread."""
@@ -133,8 +145,15 @@ class Gang:
         except BaseException as error:
             self._lent.set_exception(error)
             return
+        for loan in self._lent.result():
+            loan.end.add_done_callback(lambda _: self._tidy())
         if self._closed.is_set():
             self._dismiss(self._lent.result())
+
+    def _tidy(self) -> None:
+        """Remove the file in which the ranks met, when nobody can come any more."""
+        if self._closed.is_set() and all(loan.end.done() for loan in self._lent.result()):
+            (self._folder / self._name).unlink(missing_ok=True)
 
     def _prompt_of(self, worker_id: str) -> Prompt:
         shape = tuple(self._request.shape)
@@ -170,7 +189,10 @@ class Gang:
     def _missing(self, loans: list[Loan]) -> str:
         came = {loan.worker.id for loan in loans}
         busy = [name for name in self._request.weights if name and name not in came]
-        failed = [f"{loan.worker.id} failed: {loan.failure}" for loan in loans if loan.end.done()]
+        ended = [loan for loan in loans if loan.end.done()]
+        for loan in ended:
+            logger.warning("%s failed: %s", loan.worker.id, loan.failure)
+        failed = [f"{loan.worker.id} failed: {_sentence(loan.failure)}" for loan in ended]
         late = [
             f"{loan.worker.id} was not ready after {_READY_S:.0f} s."
             for loan in loans
@@ -183,6 +205,12 @@ class Gang:
         while not condition() and time.monotonic() < end:
             self._request.check()
             pause.wait(_LOOK_S)
+
+
+def _sentence(failure: Failure | None) -> str:
+    """What a follower said, without the traceback; that is in the log."""
+    said = "it left" if failure is None else str(replace(failure, traceback=""))
+    return f"{said.strip().rstrip('.')}."
 
 
 def _settled(store: FileStore, loan: Loan) -> bool:

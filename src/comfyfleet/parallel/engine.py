@@ -91,8 +91,7 @@ def _hooked(plan: ParallelPlan, shards: Shards, model: nn.Module) -> Iterator[No
     handles = []
     try:
         for module, parts in _modules(plan, model):
-            function = getattr(module.forward, "__func__", module.forward)
-            before, after = _hooks(parts, shards, _names(function))
+            before, after = _hooks(parts, shards, _names(module.forward))
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             handles.append(module.register_forward_hook(after))
         yield
@@ -121,15 +120,20 @@ def _hooks(
     return before, after
 
 
-@lru_cache(maxsize=256)
 def _names(forward: Callable[..., Any]) -> list[str]:
-    """The positional arguments of a class's forward, in order; not self, nor those of ``*args``.
+    """The positional arguments of a module's forward, in order; not those of ``*args``."""
+    if not inspect.ismethod(forward):  # somebody replaced it, perhaps by what holds the module
+        return _positional(forward)
+    return _positional_of_class(forward.__func__)[1:]
 
-    Remembered, as reading a signature takes as long as a small layer.
-    """
-    parameters = inspect.signature(forward).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [p.name for p in parameters if p.kind in kinds and p.name != "self"]
+
+def _positional(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+#: Remembered, as reading a signature takes as long as a small layer.
+_positional_of_class = lru_cache(maxsize=256)(_positional)
 
 
 def _modules(plan: ParallelPlan, model: nn.Module) -> Iterator[tuple[nn.Module, list[Part]]]:

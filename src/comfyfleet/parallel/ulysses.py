@@ -74,7 +74,5 @@ def gather_heads(group: Group, out: Tensor, widths: Sequence[int], joint: Joint)
     sizes = [batch * joint.local(rank) * width for rank in range(len(group))]
     into = [batch * local * other for other in widths]
     received = group.all_to_all(data, sizes, into).split(into)
-    shards = [
-        part.view(batch, local, -1) for part, size in zip(received, into, strict=True) if size
-    ]
-    return torch.cat(shards, 2) if shards else out.new_empty(batch, 0, sum(widths))
+    shards = [part.view(batch, local, it) for part, it in zip(received, widths, strict=True)]
+    return torch.cat(shards, 2)
