@@ -210,3 +210,16 @@ def test_a_trial_keeps_the_best_of_what_it_goes_on_to_measure():
     assert trial.speedup == 1.5
     trial.note(True, 0.5)
     assert trial.speedup == 3.0 and trial.parallel
+
+
+def test_a_trial_tries_all_devices_again_now_and_then():
+    trial, steps = decided(1.0, 0.5), 0
+    while not trial.parallel:
+        trial.note(False, 0.5)
+        steps += 1
+        assert steps < 100
+    assert steps > 10 and trial.speedup == 0.5
+    trial.note(True, 1.0)
+    assert not trial.parallel
+    trial.note(True, 0.25)
+    assert trial.parallel and trial.speedup == 2.0

@@ -45,10 +45,12 @@ def follow(patcher: Any, ticket: Ticket, folder: Path) -> int:
     model, options = patcher.model.diffusion_model, patcher.model_options["transformer_options"]
     global _world
     _world = World(PrefixStore("world", store), place)
+    patcher.pre_run()  # as a sampler does: nodes may have asked to be called
     try:
         return Follower(_world, model, partial(completed, own=options)).serve()
     finally:
         _world = None
+        patcher.cleanup()
 
 
 def _load(patcher: Any, shape: tuple[int, ...]) -> None:

@@ -12,6 +12,11 @@ from comfyfleet.parallel.call import Call
 from comfyfleet.parallel.tree import sendable
 
 _OPTIONS = "transformer_options"
+_OVERRIDE = "optimized_attention_override"
+#: ComfyUI's callbacks that may change weights or modules, as nodes add them to a ModelPatcher.
+_CALLED_AROUND_FORWARDS = ("on_load_after", "on_pre_run", "on_inject_model", "on_prepare_state")
+#: The key of ComfyUI's wrapper that puts a compiled model in the place of the model.
+_COMPILED = "torch.compile"
 
 
 def with_options(forward: Callable[..., Any], call: Call, change: Callable[[Any], Any]) -> Call:
@@ -53,7 +58,7 @@ class Imprint:
 
     weights: Mapping[str, Sequence[_Same]]
     objects: Mapping[str, int]
-    options: Mapping[str, Any]
+    attention: _Same
 
     @classmethod
     def of(cls, patcher: Any) -> Imprint:
@@ -64,11 +69,20 @@ class Imprint:
             if name.startswith("diffusion_model")
         }
         options = patcher.model_options.get(_OPTIONS, {})
-        return cls(_changes(patcher), objects, _functions(options))
+        return cls(_changes(patcher), objects, _Same(options.get(_OVERRIDE)))
 
     def check(self, patcher: Any) -> None:
         """Raise CannotSplit if a node after Parallel Model changed what followers compute with."""
-        now = Imprint.of(patcher)
+        now, wrappers = (
+            Imprint.of(patcher),
+            patcher.model_options.get(_OPTIONS, {}).get("wrappers", {}),
+        )
+        if patcher.callbacks.get("on_prepare_state"):
+            raise CannotSplit("a node changes the model before each step (on_prepare_state).")
+        if patcher.model_options.get("multigpu_clones"):
+            raise CannotSplit("ComfyUI's own multi-GPU node shares the conditionings already.")
+        if any(_COMPILED in by_key for by_key in wrappers.values()):
+            raise CannotSplit("the model is compiled (torch.compile): its forward has no borders.")
         if patcher.hook_patches or getattr(patcher, "forced_hooks", None):
             raise CannotSplit(
                 "hooks change the weights during sampling, which followers cannot see."
@@ -78,17 +92,28 @@ class Imprint:
                 "a node after Parallel Model changes the model (a LoRA?): put Parallel Model last."
             )
 
+    def check_modules(self, patcher: Any, model: Any) -> None:
+        """Raise CannotSplit if somebody changed modules in a way that followers cannot know."""
+        allowed = bool(patcher.injections)  # followers have them too, see ``weights``
+        for name, module in model.named_modules():
+            hooked = module._forward_hooks or module._forward_pre_hooks
+            if hooked or (name and "forward" in vars(module) and not allowed):
+                raise CannotSplit(f"a node hooks the model's {name or 'forward'} while it samples.")
+
     def check_call(self, model: Any, options: Mapping[str, Any], ours: str = "") -> None:
         """Raise CannotSplit if the forward would not do on followers what it does here.
 
         ``ours`` is the one method of the model's object that we replaced.
         """
         _check_methods(model, ours)
-        now = _functions(options)
-        if changed := sorted(k for k in {*now, *self.options} if now.get(k) != self.options.get(k)):
+        if patches := sorted(_patches(options)):
             raise CannotSplit(
-                f"a node after Parallel Model, or a conditioning, patches the model "
-                f"({', '.join(changed)}): put Parallel Model last."
+                f"a node or a conditioning patches the inside of the model ({', '.join(patches)}); "
+                f"such a patch may remember what it sees, so it must see everything."
+            )
+        if _Same(options.get(_OVERRIDE)) != self.attention:
+            raise CannotSplit(
+                "a node after Parallel Model replaces the attention: put Parallel Model last."
             )
 
 
@@ -108,22 +133,24 @@ def completed(forward: Callable[..., Any], call: Call, own: Mapping[str, Any]) -
 def _changes(patcher: Any) -> dict[str, list[_Same]]:
     """What changes each weight. Not ``patches_uuid``: it changes with each use of hooks, too."""
     found = [*patcher.patches.items(), *getattr(patcher, "weight_wrapper_patches", {}).items()]
+    found += [(f"injection {key}", entries) for key, entries in patcher.injections.items()]
+    for kind in _CALLED_AROUND_FORWARDS:
+        by_key = patcher.callbacks.get(kind, {})
+        found += [(f"{kind} {key}", entries) for key, entries in by_key.items()]
     changes: dict[str, list[_Same]] = {}
     for name, entries in found:
         changes.setdefault(name, []).extend(_Same(entry) for entry in entries)
     return changes
 
 
-def _functions(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The functions that models call from inside their forward, by kind, for comparison."""
-    found: dict[str, Any] = {}
-    for kind, functions in options.get("patches", {}).items():
-        found[kind] = {id(function) for function in functions}
-    for kind, blocks in options.get("patches_replace", {}).items():
-        found[f"{kind} replaced"] = {str(block): id(function) for block, function in blocks.items()}
-    override = options.get("optimized_attention_override")
-    found["attention"] = id(override) if override is not None else None
-    return {kind: value for kind, value in found.items() if value}
+def _patches(options: Mapping[str, Any]) -> set[str]:
+    """The kinds of functions of others that the model calls from inside its forward."""
+    return {
+        str(kind)
+        for name in ("patches", "patches_replace")
+        for kind, functions in options.get(name, {}).items()
+        if functions
+    }
 
 
 def _check_methods(model: Any, ours: str) -> None:

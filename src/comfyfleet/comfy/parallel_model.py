@@ -60,17 +60,20 @@ class ParallelModel:
     def _outer_sample(self, executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Gather followers while ComfyUI loads the model here, and let them go at the end."""
         assert self._imprint is not None
-        outer, gang = self._sampling, self._open_gang(noise.shape)
-        self._sampling = sampling = Sampling(self._wish, self._imprint, gang, self._account)
+        patcher, outer = executor.class_obj.model_patcher, self._sampling
         try:
-            try:
-                self._imprint.check(executor.class_obj.model_patcher)
-            except CannotSplit as error:
-                sampling.stop(str(error))
+            self._imprint.check(patcher)
+        except CannotSplit as error:
+            self._account.warn(f"One device computes: {error}")
+            return executor(noise, *args, **kwargs)
+        gang = self._open_gang(noise.shape)
+        check = partial(self._imprint.check_modules, patcher)
+        self._sampling = Sampling(self._wish, self._imprint, gang, self._account, check)
+        try:
             return executor(noise, *args, **kwargs)
         finally:
+            self._sampling.close()
             self._sampling = outer
-            sampling.close()
 
     def _calc_cond_batch(
         self, executor: Any, model: Any, conds: Any, x: Tensor, timestep: Any, options: Any

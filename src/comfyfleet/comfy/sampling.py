@@ -81,7 +81,16 @@ class Account:
 class Sampling:
     """The state between the first and the last step. Its methods are called by our wrappers."""
 
-    def __init__(self, wish: Wish, imprint: Imprint, gang: Gang, account: Account) -> None:
+    def __init__(
+        self,
+        wish: Wish,
+        imprint: Imprint,
+        gang: Gang,
+        account: Account,
+        check_modules: Callable[[Any], None],
+    ) -> None:
+        """``check_modules`` raises CannotSplit for a model whose modules somebody changed."""
+        self._check_modules: Callable[[Any], None] | None = check_modules
         self._wish = wish
         self._imprint = imprint
         self._gang = gang
@@ -100,6 +109,7 @@ class Sampling:
         self._begun = False
         self._seconds: dict[str, list[float]] = {}
         self._trial: Trial | None = None
+        self._identity: tuple[str, int] | None = None
 
     def step(self, evaluate: Evaluate, conds: Sequence[Any], x: Tensor, model: Any) -> list[Tensor]:
         """Evaluate the conditionings of one step as ComfyUI does, on all devices."""
@@ -178,10 +188,17 @@ class Sampling:
 
     def _agrees(self, original: Callable[..., Tensor], model: Any, call: Call, ours: str) -> bool:
         """Would followers compute the same?"""
+        check, self._check_modules = self._check_modules, None
+        try:
+            if check is not None:  # once: others change modules before the first step
+                check(model)
+        except CannotSplit as error:
+            self.stop(str(error))
+            return False
         try:
             self._imprint.check_call(model, options_of(original, call), ours)
         except CannotSplit as error:
-            self.stop(str(error))
+            self._warn(f"One device computes what cannot be shared: {error}")
             return False
         return True
 
@@ -233,7 +250,10 @@ class Sampling:
         """What is known of such steps; only ``auto`` may decide to use one device."""
         if self._wish.strategy != "auto" or self._split is None:
             return None
-        key = (_identity(model), tuple(x.shape), step, self._gang.devices)
+        if self._identity is None:
+            self._identity = _identity(model)
+        shape, gang = tuple(x.shape), (self._gang.devices, self._gang.weights)
+        key = (self._identity, shape, step, gang, self._wish)
         return self._account.trials.setdefault(key, Trial())
 
     def _note(self, began: float, device: torch.device) -> None:

@@ -169,15 +169,18 @@ class Gang:
         call_up(store, [loan.worker.id for loan in self._members], backend)
         size = 1 + len(self._members)
         place = Place(rank=0, size=size, device=self._request.device, backend=backend)
-        return World(PrefixStore("world", store), place, self._lost)
+        world = World(PrefixStore("world", store), place, self._lost)
+        for loan in self._members:
+            loan.end.add_done_callback(lambda _: world.abort())
+        return world
 
     def _lost(self) -> bool:
         return any(loan.end.done() for loan in self._members)
 
     def _backend(self) -> str:
         """NCCL where each rank has a GPU of its own, gloo otherwise."""
-        gpus = [device.startswith("cuda") for device in self.devices]
-        return "nccl" if all(gpus) and is_nccl_available() else "gloo"
+        gpus = {device for device in self.devices if device.startswith("cuda")}
+        return "nccl" if len(gpus) == len(self.devices) and is_nccl_available() else "gloo"
 
     def _dismiss(self, loans: list[Loan]) -> None:
         """Send home who has no place in the gang: some wait for their place, some still load."""

@@ -7,6 +7,7 @@ moves CPU memory (tensors of a GPU are staged there); NCCL moves GPU memory.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -65,6 +66,7 @@ class Group:
         #: Where the backend can read and write.
         self._medium = self._device if backend == "nccl" else torch.device("cpu")
         self._connections = process_group
+        self._backend = backend
         #: Exchanges so far, equal on all ranks of the group: messages in flight are told apart.
         self._exchanges = 0
         #: Exchanges that nobody has waited for yet. Nothing else may hold what backends return:
@@ -84,6 +86,12 @@ class Group:
         """Drop the connections. Whoever holds this object keeps them no longer."""
         self._connections = None
         self._underway.clear()
+
+    def abort(self) -> None:
+        """End what waits on a GPU for a rank that is gone; from any thread. gloo ends by itself."""
+        connections = self._connections
+        if self._backend == "nccl" and connections is not None:
+            connections.abort()
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -191,6 +199,11 @@ class World:
             group.close()
         self._groups.clear()
 
+    def abort(self) -> None:
+        """Another rank is gone: nobody shall wait for it any more. From any thread."""
+        for group in list(self._groups.values()):
+            group.abort()
+
     def state(self) -> str:
         """Where this rank is, for whoever waits for it: operations done, and its stack."""
         frame = sys._current_frames().get(self._thread) if self._thread is not None else None
@@ -264,6 +277,10 @@ def _gloo(store: Store, rank: int, size: int, timeout: timedelta, place: Place) 
 def _nccl(store: Store, rank: int, size: int, timeout: timedelta, place: Place) -> Any:
     from torch.distributed import ProcessGroupNCCL
 
+    # Ranks are on one machine: nobody else shall reach them. And a rank that dies must not take
+    # the process of the others with it, as torch's default does; 2: clean up only.
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
     options = ProcessGroupNCCL.Options()
     options._timeout = timeout
     return ProcessGroupNCCL(store, rank, size, options)

@@ -125,15 +125,21 @@ def _rounds(items: int, degree: int) -> int:
     return -(-max(items, 1) // degree)
 
 
+#: After so many steps on one device, all are tried again.
+RETRY_STEPS = 20
+
+
 class Trial:
     """Is a step faster on all devices or on one? Measures a step of each, then decides.
 
     The first parallel step warms up (memory, connections) and does not count. The best time of
-    each way counts; the way that was chosen goes on to be measured.
+    each way counts; the way that was chosen goes on to be measured, and where that is one device,
+    the other way is tried again now and then: its one step may have been disturbed.
     """
 
     def __init__(self) -> None:
         self._num_steps = 0
+        self._alone_since = 0
         #: Best seconds per step, by "on all devices".
         self._seconds: dict[bool, float] = {}
 
@@ -149,10 +155,11 @@ class Trial:
         """Should the next step use all devices?"""
         if self.speedup is None:
             return True not in self._seconds
-        return self.speedup > 1.0
+        return self.speedup > 1.0 or self._alone_since >= RETRY_STEPS
 
     def note(self, parallel: bool, seconds: float) -> None:
         """Take in how long a step took."""
         self._num_steps += parallel
+        self._alone_since = 0 if parallel else self._alone_since + 1
         if not (parallel and self._num_steps == 1):
             self._seconds[parallel] = min(seconds, self._seconds.get(parallel, seconds))

@@ -53,7 +53,7 @@ class FleetParallelModel(io.ComfyNode):
                     "devices",
                     optional=True,
                     default="all",
-                    tooltip="all, or a list of workers such as cuda-1, cuda-2. This device always "
+                    tooltip="all, or a list of workers such as cuda1, cuda2. This device always "
                     "takes part.",
                 ),
                 _advanced(
