@@ -97,7 +97,7 @@ class Imprint:
         allowed = bool(patcher.injections)  # followers have them too, see ``weights``
         for name, module in model.named_modules():
             hooked = module._forward_hooks or module._forward_pre_hooks
-            if hooked or (name and "forward" in vars(module) and not allowed):
+            if hooked or (name and is_replaced(module, "forward") and not allowed):
                 raise CannotSplit(f"a node hooks the model's {name or 'forward'} while it samples.")
 
     def check_call(self, model: Any, options: Mapping[str, Any], ours: str = "") -> None:
@@ -153,10 +153,17 @@ def _patches(options: Mapping[str, Any]) -> set[str]:
     }
 
 
+def is_replaced(module: Any, method: str) -> bool:
+    """Does an object have another method than its class? Its own may lie there, put back."""
+    found = vars(module).get(method)
+    return found is not None and getattr(found, "__func__", None) is not getattr(
+        type(module), method
+    )
+
+
 def _check_methods(model: Any, ours: str) -> None:
     """Some packs replace methods of the model's object while it runs; followers would not."""
-    replaced = [
-        name for name in vars(model) if name != ours and callable(getattr(type(model), name, None))
-    ]
+    methods = [name for name in vars(model) if callable(getattr(type(model), name, None))]
+    replaced = [name for name in methods if name != ours and is_replaced(model, name)]
     if replaced:
         raise CannotSplit(f"a node replaces the model's own {', '.join(replaced)}.")

@@ -14,7 +14,7 @@ from typing import Any
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
-from comfyfleet.comfy.options import Imprint
+from comfyfleet.comfy.options import Imprint, is_replaced
 from comfyfleet.comfy.sampling import Account, Gang, Sampling
 from comfyfleet.errors import CannotSplit
 from comfyfleet.parallel.call import Call
@@ -102,7 +102,8 @@ class ParallelModel:
         model = executor.class_obj.diffusion_model
         if self._sampling is None or _calls_wrappers(model):
             return executor(*args, **kwargs)
-        if (replaced := vars(model).get("forward")) is not None:
+        if is_replaced(model, "forward"):
+            replaced = vars(model)["forward"]
             if getattr(replaced, "func", None) != self._replaced_forward:  # of another thread
                 self._sampling.bypass("a node replaces the model's own forward.")
             return executor(*args, **kwargs)
