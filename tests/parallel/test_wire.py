@@ -96,6 +96,13 @@ def test_every_dtype(ranks: Ranks, dtype: torch.dtype):
     assert same(received, [message, message])
 
 
+def test_one_number_for_all_of_a_batch(ranks: Ranks):
+    """Samplers expand a number to the batch, which leaves a stride of 0."""
+    messages = [{"timestep": torch.tensor(0.5).expand(batch)} for batch in (1, 1, 3, 3)]
+    received, _ = send_all(ranks, messages)
+    assert [message["timestep"].tolist() for message in received] == [[0.5]] * 2 + [[0.5] * 3] * 2
+
+
 def test_messages_without_bytes(ranks: Ranks):
     messages = [None, {}, torch.zeros(0), [torch.zeros(2, 0), torch.zeros(0, 2).half()]]
     received, sent = send_all(ranks, messages)

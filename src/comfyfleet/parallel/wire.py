@@ -182,4 +182,5 @@ def _equal(kept: Tensor, tensor: Tensor) -> bool:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+    flat = tensor.contiguous().as_strided((tensor.numel(),), (1,))  # one element may have stride 0
+    return flat.view(torch.uint8)
