@@ -41,8 +41,10 @@ def fresh(**options: Any) -> Prompt:
     return sampling("wan", **{"seed": next(_seeds), "parallel": SEQUENCE, **options})
 
 
-def trapped(bed: Bed, **options: Any) -> Prompt:
-    return fresh(before=[bed.trap], **options)
+def trapped(bed: Bed, *, key: str = "", **options: Any) -> Prompt:
+    """A prompt whose model looks for orders; a new key makes the node itself run again."""
+    node, inputs = bed.trap
+    return fresh(before=[(node, {**inputs, "key": key})], **options)
 
 
 @pytest.fixture
@@ -106,13 +108,25 @@ def interrupted(bed: Bed, prompt: Prompt, on_event: Callable[[Event], None]) -> 
 
 
 def test_interrupted_while_workers_start(bed: Bed) -> None:
+    found = interrupted(bed, fresh(), stop_at_once(bed))
+    assert found.count("progress") == 0
+    gang_of_three(bed)
+
+
+def stop_at_once(bed: Bed) -> Callable[[Event], None]:
     def stop(event: Event) -> None:
         if event == Event("executing", "sampler"):
             bed.master.post("/interrupt", {})
 
-    found = interrupted(bed, fresh(), stop)
-    assert found.count("progress") == 0
-    gang_of_three(bed)
+    return stop
+
+
+def test_interrupted_again_and_again(whole: Bed) -> None:
+    """Followers are called off while they are on their way."""
+    for _ in range(4):
+        interrupted(whole, fresh(), stop_at_once(whole))
+        interrupted(whole, fresh(), stop_at_once(whole))
+        whole.check(fresh(), BY_THREE)
 
 
 @pytest.mark.parametrize("inputs", [SEQUENCE, BY_CFG])
@@ -163,10 +177,7 @@ def test_an_error_on_a_follower_costs_only_time(
 
 
 def test_a_follower_that_cannot_load_is_left_out(whole: Bed) -> None:
-    prompt = fresh()
-    prompt["before_0"] = {"class_type": "TestTrap", "inputs": {"model": ["model", 0]}}
-    prompt["before_0"]["inputs"] |= {"order": str(whole.order), "key": "refused"}
-    prompt["parallel"]["inputs"]["model"] = ["before_0", 0]
+    prompt = trapped(whole, key="refuse")
     with whole.ordered("refuse", "cpu-0"):
         whole.check_warned(prompt, "cpu-0 failed: .*refused by the trap", "4 as ulysses 2")
     whole.check(fresh(), BY_THREE)
@@ -179,64 +190,6 @@ def test_a_follower_without_memory_is_left_out_and_named(whole: Bed) -> None:
     lost_one(found, "cpu-1", 4)
     assert "MemoryError" in found.warnings
     gang_of_three(whole)
-
-
-# A process that dies or hangs.
-
-
-def test_a_worker_that_is_killed_is_done_without(whole: Bed) -> None:
-    """Then the next prompt uses the rest, and with none left a new fleet."""
-    clock = Clock(5, lambda: os.kill(whole.pid("cpu-0"), signal.SIGKILL))
-    found = whole.run(fresh(steps=STEPS, size=(192, 192)), on_event=clock)
-    lost_one(found, "cpu-0", STEPS)
-    assert clock.longest_s < NOTICED_S
-    whole.check_warned(fresh(), "cpu-0 is busy or gone", "4 as ulysses 2")
-    assert whole.living() == ["cpu-1"]
-
-
-def test_the_last_worker_dies_before_the_first_exchange(bed: Bed) -> None:
-    worker = bed.living()[-1]
-    clock = Clock(0, lambda: None)
-    began = time.monotonic()
-    with bed.ordered("die", worker, place="first"):
-        found = bed.run(trapped(bed), on_event=clock)
-    lost_one(found, worker, 4)
-    assert clock.times[0] - began < NOTICED_S
-    wait_until(lambda: not bed.living(), "the worker to end", 20)
-    gang_of_three(bed)
-
-
-def test_both_workers_die_in_one_step(whole: Bed) -> None:
-    """Three conditionings on three devices: two threads lose their follower at once."""
-    options = {"custom_advanced": True, "cfg": 3.0, "parallel": BY_CFG}
-    prompt = dual_guided(trapped(whole, **options))
-    with whole.ordered("die", "cpu-0", "cpu-1", after=1):
-        found = whole.run(prompt)
-    assert found.error <= TOLERANCE and "was lost" in found.warnings
-    assert found.samplings == ["1 as cfg 3, 3 as one device"]
-
-
-@pytest.mark.parametrize("inputs", [SEQUENCE, BY_CFG])
-def test_a_worker_that_hangs_is_noticed(whole: Bed, inputs: dict[str, Any]) -> None:
-    clock = Clock(0, lambda: None)
-    with whole.ordered("stop", "cpu-0", after=2):
-        found = whole.run(trapped(whole, cfg=3.0, parallel=inputs), on_event=clock)
-    lost_one(found, "cpu-0", 4)
-    assert "as it had not answered" in found.warnings and clock.longest_s < NOTICED_S
-    assert whole.living() == ["cpu-1"]
-
-
-def test_a_worker_that_vanishes_before_its_gang_meets(whole: Bed) -> None:
-    prompt = fresh()
-    prompt["before_0"] = {"class_type": "TestTrap", "inputs": {"model": ["model", 0]}}
-    prompt["before_0"]["inputs"] |= {"order": str(whole.order), "key": "vanish"}
-    prompt["parallel"]["inputs"]["model"] = ["before_0", 0]
-    with whole.ordered("vanish", "cpu-0"):
-        found = whole.run(prompt)
-    assert found.error <= TOLERANCE, (found.error, found.texts)
-    assert "cpu-0 was lost: its process ended" in found.warnings
-    assert found.samplings == [ALONE]
-    whole.check_warned(fresh(), "cpu-0 is busy or gone", "4 as ulysses 2")
 
 
 # Nothing stays behind.
@@ -286,3 +239,73 @@ class Footprint:
         if self.files > before.files + 2:
             grown["files"] = (before.files, self.files)
         return grown
+
+
+# A process that dies or hangs. Each fleet lasts for two tests: starting one takes its time.
+
+
+def test_a_worker_that_is_killed_is_done_without(whole: Bed) -> None:
+    """Then the next prompt uses the rest."""
+    clock = Clock(5, lambda: os.kill(whole.pid("cpu-0"), signal.SIGKILL))
+    found = whole.run(fresh(steps=STEPS, size=(192, 192)), on_event=clock)
+    lost_one(found, "cpu-0", STEPS)
+    assert "its process ended" in found.warnings and clock.longest_s < NOTICED_S
+    whole.check_warned(fresh(), "cpu-0 is busy or gone", "4 as ulysses 2")
+    assert whole.living() == ["cpu-1"]
+
+
+def test_the_last_worker_dies_before_the_first_exchange(bed: Bed) -> None:
+    """Then the next prompt starts a new fleet."""
+    worker = bed.living()[-1]
+    clock, began = Clock(0, lambda: None), time.monotonic()
+    with bed.ordered("die", worker, place="first"):
+        found = bed.run(trapped(bed), on_event=clock)
+    lost_one(found, worker, 4)
+    assert clock.times[0] - began < NOTICED_S
+    wait_until(lambda: not bed.living(), "the worker to end", 20)
+    gang_of_three(bed)
+
+
+def test_a_worker_that_vanishes_before_its_gang_meets(whole: Bed) -> None:
+    with whole.ordered("vanish", "cpu-0"):
+        found = whole.run(trapped(whole, key="vanish"))
+    assert found.error <= TOLERANCE, (found.error, found.texts)
+    assert "cpu-0 was lost: its process ended" in found.warnings
+    assert found.samplings == [ALONE]
+    whole.check_warned(fresh(), "cpu-0 is busy or gone", "4 as ulysses 2")
+
+
+def hang(bed: Bed, worker: str, **options: Any) -> None:
+    clock = Clock(0, lambda: None)
+    with bed.ordered("stop", worker, after=2):
+        found = bed.run(trapped(bed, **options), on_event=clock)
+    lost_one(found, worker, 4)
+    assert "as it had not answered" in found.warnings and clock.longest_s < NOTICED_S
+    assert worker not in bed.living()
+
+
+def test_a_worker_that_hangs_with_a_conditioning_is_noticed(bed: Bed) -> None:
+    hang(bed, bed.living()[-1], cfg=3.0, parallel=BY_CFG)
+
+
+def test_a_worker_that_hangs_with_tokens_is_noticed(whole: Bed) -> None:
+    hang(whole, "cpu-0", cfg=3.0)
+    whole.check_warned(fresh(), "cpu-0 is busy or gone", "4 as ulysses 2")
+
+
+def test_an_idle_worker_dies(bed: Bed) -> None:
+    """The next prompt, at once, does without; the one after it has a new fleet at the latest."""
+    for worker in bed.living():
+        os.kill(bed.pid(worker), signal.SIGKILL)
+    found = bed.run(fresh())
+    assert found.error <= TOLERANCE and found.samplings in ([ALONE], [BY_THREE])
+    gang_of_three(bed)
+
+
+def test_both_workers_die_in_one_step(whole: Bed) -> None:
+    """Three conditionings on three devices: two threads lose their follower at once."""
+    options = {"custom_advanced": True, "cfg": 3.0, "parallel": BY_CFG}
+    with whole.ordered("die", "cpu-0", "cpu-1", after=1):
+        found = whole.run(dual_guided(trapped(whole, **options)))
+    assert found.error <= TOLERANCE and "was lost" in found.warnings
+    assert found.samplings == ["1 as cfg 3, 3 as one device"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from collections.abc import Callable, Mapping
@@ -46,7 +47,7 @@ class ComfyClient:
         client_id = uuid.uuid4().hex
         address = f"{self._url}/ws?clientId={client_id}"
         async with self._session.ws_connect(address, max_msg_size=0) as socket:
-            await self._queue(prompt, prompt_id, client_id)
+            await self._queue_whole(prompt, prompt_id, client_id)
             await self._follow(socket, prompt, prompt_id, on_progress)
         return await self._history(prompt_id)
 
@@ -64,6 +65,16 @@ class ComfyClient:
         async with self._session.get(f"{self._url}/queue") as response:
             running = (await response.json())["queue_running"]
         return any(item[1] == prompt_id for item in running)
+
+    async def _queue_whole(self, prompt: Mapping[str, Any], prompt_id: str, client_id: str) -> None:
+        """Queue the prompt; if cancelled meanwhile, take it back: it may have arrived already."""
+        queueing = asyncio.ensure_future(self._queue(prompt, prompt_id, client_id))
+        try:
+            await asyncio.shield(queueing)
+        except asyncio.CancelledError:
+            await queueing
+            await self.interrupt(prompt_id)
+            raise
 
     async def _queue(self, prompt: Mapping[str, Any], prompt_id: str, client_id: str) -> None:
         body = {"prompt": prompt, "prompt_id": prompt_id, "client_id": client_id}

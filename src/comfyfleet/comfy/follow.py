@@ -13,11 +13,10 @@ from torch.distributed import PrefixStore
 from comfyfleet.comfy.options import completed
 from comfyfleet.parallel.comm import World
 from comfyfleet.parallel.gang import Follower
-from comfyfleet.parallel.roster import Ticket, announce, store_of, take_place
+from comfyfleet.parallel.roster import Ticket, announce, is_over, store_of, take_place
 
-#: The leader ends the wait at the latest with its own process.
-_ROSTER_TIMEOUT = timedelta(days=1)
-
+#: Longer than a leader waits for its last follower.
+_ROSTER_TIMEOUT = timedelta(minutes=15)
 
 #: The world in which this process follows; None while it does not.
 _world: World | None = None
@@ -36,6 +35,8 @@ def follow(patcher: Any, ticket: Ticket, folder: Path) -> int:
     LinkLost.
     """
     _load(patcher, ticket.shape)
+    if is_over(folder, ticket.gang):
+        return 0
     store = store_of(folder, ticket.gang)
     store.set_timeout(_ROSTER_TIMEOUT)
     announce(store, ticket.name)

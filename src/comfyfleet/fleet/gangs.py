@@ -141,6 +141,7 @@ class Gang:
         try:
             fleet, wanted = coming.result(), [name for name in self._request.weights if name]
             self._folder = fleet.folder
+            self._store()  # makes the file: without it followers take the gang for gone
             self._lent.set_result(fleet.lend(wanted, self._prompt_of))
         except BaseException as error:
             self._lent.set_exception(error)

@@ -75,7 +75,8 @@ class Lending:
         ending = [self._loans[name][1] for name in wanted if name in self._loans]
         if ending:
             await asyncio.wait(ending, timeout=_RETURN_S)
-        idle = [name for name in wanted if self._dispatch.state_of(name) == "idle"]
+        living = [worker_id for worker_id in wanted if worker_id in self._actors.infos]
+        idle = [name for name in living if self._dispatch.state_of(name) == "idle"]
         return [self._lend(name, prompt_of(name)) for name in idle]
 
     async def recall(self, loan: Loan) -> None:

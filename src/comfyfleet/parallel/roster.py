@@ -56,6 +56,11 @@ def store_of(folder: Path, gang: str) -> FileStore:
     return FileStore(str(folder / gang), -1)
 
 
+def is_over(folder: Path, gang: str) -> bool:
+    """Has the leader gone its way? It makes the file first and removes it last."""
+    return not (folder / gang).exists()
+
+
 def announce(store: Store, name: str) -> None:
     """Say that this follower can begin."""
     store.set(f"ready/{name}", "")
