@@ -173,6 +173,12 @@ def test_a_lora_after_the_node_is_computed_by_one_device(bed: Bed, family: str) 
     bed.check(sampling(family, before=after, parallel=SEQUENCE), BY_THREE)
 
 
+def test_another_precision_after_the_node_is_computed_by_one_device(bed: Bed) -> None:
+    bf16, fp32 = (("ModelComputeDtype", {"dtype": dtype}) for dtype in ("bf16", "fp32"))
+    bed.check_warned(sampling("wan", after=[bf16], parallel=SEQUENCE), LAST)
+    bed.check(sampling("wan", before=[fp32], parallel=SEQUENCE), BY_THREE)
+
+
 def test_weights_that_a_conditioning_changes_are_computed_by_one_device(bed: Bed) -> None:
     """A LoRA of the positive prompt only, by ComfyUI's hooks."""
     prompt = sampling("wan", cfg=3.0, parallel={"strategy": "cfg"})

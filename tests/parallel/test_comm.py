@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._C._distributed_c10d import _dump_fr_trace_json
 from torch.distributed import HashStore
 
 from comfyfleet.errors import LinkLost
@@ -45,6 +47,12 @@ def trade(world: World, table: list[list[int]], dtype: torch.dtype) -> list[Tens
     parts = [numbered(here, to, table[here][to], dtype) for to in ranks]
     into = [table[source][here] for source in ranks]
     return list(world.group(ranks).all_to_all(torch.cat(parts), table[here], into).split(into))
+
+
+def test_torch_keeps_no_record_of_operations(ranks: Ranks):
+    """Two threads that begin to use two groups at once would crash the process in it."""
+    ranks.run(2, lambda world: trade(world, [[1, 1], [1, 1]], torch.float32))
+    assert "entries" not in json.loads(_dump_fr_trace_json(True, False))
 
 
 @given(table=tables())

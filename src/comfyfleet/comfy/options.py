@@ -13,6 +13,8 @@ from comfyfleet.parallel.tree import sendable
 
 _OPTIONS = "transformer_options"
 _OVERRIDE = "optimized_attention_override"
+#: The patched object that is the dtype of forwards, where it is not that of the weights.
+_DTYPE = "manual_cast_dtype"
 #: ComfyUI's callbacks that may change weights or modules, as nodes add them to a ModelPatcher.
 _CALLED_AROUND_FORWARDS = ("on_load_after", "on_pre_run", "on_inject_model", "on_prepare_state")
 #: The key of ComfyUI's wrapper that puts a compiled model in the place of the model.
@@ -66,7 +68,7 @@ class Imprint:
         objects = {
             name: id(thing)
             for name, thing in patcher.object_patches.items()
-            if name.startswith("diffusion_model")
+            if name.startswith("diffusion_model") or name == _DTYPE
         }
         options = patcher.model_options.get(_OPTIONS, {})
         return cls(_changes(patcher), objects, _Same(options.get(_OVERRIDE)))

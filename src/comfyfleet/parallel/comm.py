@@ -265,9 +265,19 @@ def _gloo_device(host: str) -> Any:
     return ProcessGroupGloo.create_device(hostname=host)
 
 
+def _keep_no_flight_record() -> None:
+    """Switch off torch's record of operations, unless the owner set its size.
+
+    It is one map for all groups of the process, which torch (2.11) writes without a lock: the first
+    operations of two groups in two threads crash the process. It also costs a stack trace each.
+    """
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "0")
+
+
 def _gloo(store: Store, rank: int, size: int, timeout: timedelta, place: Place) -> Any:
     from torch.distributed import ProcessGroupGloo
 
+    _keep_no_flight_record()
     options = ProcessGroupGloo._Options()
     options._timeout = timeout
     options._devices = [_gloo_device(place.host)]
@@ -277,6 +287,7 @@ def _gloo(store: Store, rank: int, size: int, timeout: timedelta, place: Place) 
 def _nccl(store: Store, rank: int, size: int, timeout: timedelta, place: Place) -> Any:
     from torch.distributed import ProcessGroupNCCL
 
+    _keep_no_flight_record()
     # Ranks are on one machine: nobody else shall reach them. And a rank that dies must not take
     # the process of the others with it, as torch's default does; 2: clean up only.
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
