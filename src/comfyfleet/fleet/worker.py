@@ -9,13 +9,13 @@ import sys
 import threading
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from comfyfleet.errors import ComfyFleetError, Problem, RunCancelled
 from comfyfleet.fleet.spec import WorkerSpec
-from comfyfleet.work import Failure, Progress, Result, Unit, WorkerInfo
+from comfyfleet.work import Failure, Packed, Progress, Result, Unit, WorkerInfo
 
 #: Lines of a worker's log that an error shows.
 _LOG_LINES = 25
@@ -65,12 +65,18 @@ class Worker:
 
         return self._comfy.call(check_prompt(prompt))
 
-    def run(self, unit: Unit) -> Iterator[Progress | Failure | Result]:
-        """Run a unit: its progress, then one Result or one Failure."""
+    def run(self, unit: Unit, stored: Mapping[str, Any]) -> Iterator[Progress | Failure | Result]:
+        """Run a unit: its progress, then one Result or one Failure.
+
+        ``stored`` is where the unit's values lie in Ray's object store.
+        """
+        values = _fetch(stored)
         prompt_id = str(uuid.uuid4())
         self._current = (unit.id, prompt_id)
         events: queue.SimpleQueue[Progress | Failure | Result] = queue.SimpleQueue()
-        work = self._runner.run(unit.prompt, prompt_id, lambda done: events.put(Progress(done)))
+        work = self._runner.run(
+            unit.prompt, prompt_id, lambda done: events.put(Progress(done)), values
+        )
         future = asyncio.run_coroutine_threadsafe(work, self._comfy.loop)
         future.add_done_callback(lambda done: events.put(_ending(done)))
         while isinstance(event := events.get(), Progress):
@@ -105,6 +111,13 @@ def _set_environment(spec: WorkerSpec) -> None:
         else:
             os.environ[name] = value
     os.chdir(spec.host.cwd)
+
+
+def _fetch(stored: Mapping[str, Any]) -> dict[str, Packed]:
+    """The values by digest: views of shared memory where it is this machine's."""
+    import ray
+
+    return dict(zip(stored, ray.get(list(stored.values())), strict=True))
 
 
 async def _make_runner(url: str, takes_files: bool) -> Any:

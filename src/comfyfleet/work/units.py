@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from comfyfleet.work.results import Packed
+
 #: A ComfyUI prompt in API format: node id -> {"class_type": str, "inputs": {...}}.
 Prompt = Mapping[str, Mapping[str, Any]]
 
@@ -24,6 +26,9 @@ class Unit:
     #: Digest of the models that the prompt loads: workers that hold them are preferred.
     model_key: str = ""
     cost: float = 1.0
+    #: What the prompt's shipped nodes give, by digest. Equal values are one object in all units of
+    #: a run, and stored once.
+    values: Mapping[str, Packed] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def id(self) -> str:
