@@ -34,7 +34,13 @@ WORKERS = Setting(
     help="Devices that get a worker: auto (every accelerator but the master's own), a number, or "
     "a list such as cuda:1,cuda:2 or cpu,cpu. 0 starts none.",
 )
-SETTINGS = (COMFYUI_PATH, WORKERS)
+BRANCHES = Setting(
+    env="COMFYFLEET_BRANCHES",
+    default="0",
+    help="1: independent branches of a prompt that sample run on several devices at the same time, "
+    "as if each had a Fleet Branch.",
+)
+SETTINGS = (COMFYUI_PATH, WORKERS, BRANCHES)
 
 #: Set inside worker processes: there a collector passes its own input on and starts no fleet.
 WORKER_MARK = "COMFYFLEET_WORKER"

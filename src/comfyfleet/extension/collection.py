@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass, field
@@ -41,6 +41,10 @@ class Request:
     absent: Mapping[str, Any] = field(default_factory=dict)
 
 
+#: What cannot leave this process -> what is computed here before units can be made.
+Planner = Callable[[set[Link]], Plan]
+
+
 class Collection:
     """Shares that this process has, and the run of the others.
 
@@ -48,11 +52,14 @@ class Collection:
     inside a worker) this process computes all shares.
     """
 
-    def __init__(self, request: Request, prompt: Mapping[str, Any], plan: Plan) -> None:
+    def __init__(self, request: Request, prompt: Mapping[str, Any], planner: Planner) -> None:
         self.id = uuid.uuid4().hex
         self.request = request
         self.prompt = prompt
-        self.plan = plan
+        #: Values that cannot leave this process although their types can.
+        self.refused: set[Link] = set()
+        self._planner = planner
+        self.plan = planner(self.refused)
         #: True when the values of the plan are known, and the units that need them.
         self.begun = False
         self._own: dict[int, Packed] = {}
@@ -62,12 +69,15 @@ class Collection:
         self._run: Future[Run] | None = None
         self._joined = False
         self.shares = 0
-        #: Values that cannot leave this process although their types can.
-        self.refused: set[Link] = set()
         #: True if shares, the first too, are made of slices.
         self.is_sliced = False
         #: Where the inputs of a share come from.
         self.links = dict(request.inputs)
+
+    def refuse(self, link: Link) -> None:
+        """Plan anew, as the value of this link cannot leave the process."""
+        self.refused.add(link)
+        self.plan = self._planner(self.refused)
 
     def cut(self, cargo: Cargo) -> None:
         """Let slices stand for the outputs of Fleet Splits."""
@@ -151,6 +161,12 @@ class Collection:
         run = self._run
         elsewhere = run.result().deliveries if run and run.done() and not run.exception() else ()
         return len(self._own) + len(elsewhere)
+
+    @property
+    def is_blocked(self) -> bool:
+        """True if what was computed elsewhere came to nothing: a node upstream blocked it."""
+        deliveries = self._run.result().results() if self._run else ()
+        return any(each.result.values is None for each in deliveries)
 
     def values(self) -> list[Packed]:
         """What each share gave, in share order; only when complete."""

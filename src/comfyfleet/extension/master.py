@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from comfyfleet.extension.shipping import (
     with_return,
     with_shipped,
 )
-from comfyfleet.fleet import Host, Service, new_run_id
+from comfyfleet.fleet import Fleet, Host, Service, new_run_id
 from comfyfleet.fleet.gangs import Gang, GangRequest
 from comfyfleet.fleet.spec import worker_ids
 from comfyfleet.graph import (
@@ -92,34 +93,50 @@ class Master:
                 return self._collections[key]
         collection = self._plan(request, prompt)
         if not collection.plan.links:
-            self._begin(collection, Cargo())
+            self._begin(collection, Cargo(), self._service.fleet_soon)
         elif self.has_workers:
             self.warm_up()
+        self.keep(collection)
+        return collection
+
+    def keep(self, collection: Collection) -> None:
+        """Look after a collection of the running prompt, for as long as this one runs."""
         with self._lock:
-            self._collections[key] = collection
+            self._collections[prompts.current_prompt_id(), collection.request.node_id] = collection
             if self._watcher is None:
                 self._watcher = threading.Thread(target=self._watch, daemon=True)
                 self._watcher.start()
-        return collection
 
-    def ship(self, collection: Collection, values: Sequence[Sequence[Any]]) -> None:
+    def ship(
+        self,
+        collection: Collection,
+        values: Sequence[Sequence[Any]],
+        fleet: Callable[[], Future[Fleet]] | None = None,
+    ) -> None:
         """Begin a collection with the values of its plan's links.
 
         Where a value cannot leave this process, the collection has another plan, and is not begun.
         """
-        plan = collection.plan
-        known = dict(zip(plan.links, values, strict=True))
+        known = dict(zip(collection.plan.links, values, strict=True))
         try:
-            cargo = load(plan, known, self._bounds_of(collection))
+            cargo = load(collection.plan, known, self._bounds_of(collection))
         except Unshippable as error:
-            collection.refused.add(error.link)
-            collection.plan = self._planned(
-                collection.request, collection.prompt, collection.refused
-            )
+            collection.refuse(error.link)
             if collection.plan.links:
                 return
             cargo = Cargo()
-        self._begin(collection, cargo)
+        self._begin(collection, cargo, fleet or self._service.fleet_soon)
+
+    def fleet_if_idle(self) -> Future[Fleet] | None:
+        """The fleet, perhaps starting; None if all of its workers are busy."""
+        running = self._service.running
+        if running is None or not running.workers:
+            return self._service.fleet_soon()
+        if not running.has_idle:
+            return None
+        ready: Future[Fleet] = Future()
+        ready.set_result(running)
+        return ready
 
     def find(self, node_id: str) -> Collection:
         """The collection that ``begin`` made for this node in the running prompt."""
@@ -141,11 +158,12 @@ class Master:
                 "delegate is on, but the fleet has no worker: set COMFYFLEET_WORKERS to devices "
                 "for workers, or turn delegate off."
             )
-        return Collection(request, prompt, self._planned(request, prompt, set()))
-
-    def _planned(self, request: Request, prompt: Mapping[str, Any], refused: set[Link]) -> Plan:
         ships = self.has_workers and (request.delegate or request.shares != 1)
-        return plan_shares(prompt, request.inputs, ships=ships, refused=refused)
+
+        def planner(refused: set[Link]) -> Plan:
+            return plan_shares(prompt, request.inputs, ships=ships, refused=refused)
+
+        return Collection(request, prompt, planner)
 
     def _num_devices(self, request: Request) -> int:
         return len(self._service.devices()) + (not request.delegate)
@@ -162,7 +180,9 @@ class Master:
 
         return bounds
 
-    def _begin(self, collection: Collection, cargo: Cargo) -> None:
+    def _begin(
+        self, collection: Collection, cargo: Cargo, fleet: Callable[[], Future[Fleet]]
+    ) -> None:
         request, workers = collection.request, len(self._service.devices())
         shares = len(cargo.own) or request.shares or self._num_devices(request)
         collection.cut(cargo)
@@ -171,7 +191,7 @@ class Master:
         units = units_of(collection, cargo, elsewhere, workers)
         collection.begin(units)
         if workers and units:
-            collection.hand_over(self._service.fleet_soon())
+            collection.hand_over(fleet())
 
     def _watch(self) -> None:
         """Cancel collections whose prompt has ended without them: failed, or cancelled."""

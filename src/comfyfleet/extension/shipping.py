@@ -15,7 +15,9 @@ from comfyfleet.comfy.slices import count_items, slice_items
 from comfyfleet.comfy.values import pack
 from comfyfleet.errors import InputError
 from comfyfleet.graph import (
+    BRANCH_CLASS,
     Link,
+    as_link,
     border,
     find_splits,
     is_worth_shipping,
@@ -84,14 +86,18 @@ def travels_in(prompt: Prompt, refused: Iterable[Link] = ()) -> Callable[[Link],
     never = frozenset(refused)
 
     def travels(link: Link) -> bool:
-        node = prompt[link[0]]
-        return link not in never and is_worth_shipping(node, declared_type(node, link[1]))
+        declared = declared_type(prompt, link)
+        return link not in never and is_worth_shipping(prompt[link[0]], declared)
 
     return travels
 
 
-def declared_type(node: Mapping[str, Any], slot: int) -> Any:
-    """The type of a node's output as its class declares it; None if it has none."""
+def declared_type(prompt: Prompt, link: Link) -> Any:
+    """The type of a link as the node's class declares it; None if it has none."""
+    node, slot = prompt[link[0]], link[1]
+    source = as_link(node["inputs"].get("value"))
+    if node["class_type"] == BRANCH_CLASS and source is not None:
+        return declared_type(prompt, source)
     cls = nodes.NODE_CLASS_MAPPINGS.get(node["class_type"])
     types = getattr(cls, "RETURN_TYPES", ())
     return types[slot] if slot < len(types) else None

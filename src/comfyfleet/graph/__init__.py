@@ -5,7 +5,20 @@ No function changes what it is given; results share the nodes that did not chang
 
 from __future__ import annotations
 
-from comfyfleet.graph.border import border, is_worth_shipping, shipped_node, stand_in
+from comfyfleet.graph.border import (
+    TRAVELLING_TYPES,
+    border,
+    is_worth_shipping,
+    shipped_node,
+    stand_in,
+)
+from comfyfleet.graph.branches import (
+    BRANCH_CLASS,
+    DISPATCHING,
+    exclusive,
+    find_branches,
+    with_branches,
+)
 from comfyfleet.graph.digest import digest, model_key, node_digests
 from comfyfleet.graph.files import FileRef, find_files, looks_like_file, missing_files
 from comfyfleet.graph.prompt import (
@@ -34,6 +47,9 @@ from comfyfleet.graph.vary import (
 )
 
 __all__ = [
+    "BRANCH_CLASS",
+    "DISPATCHING",
+    "TRAVELLING_TYPES",
     "FileRef",
     "Link",
     "Prompt",
@@ -43,6 +59,8 @@ __all__ = [
     "cut",
     "digest",
     "downstream",
+    "exclusive",
+    "find_branches",
     "find_files",
     "find_problems",
     "find_seeds",
@@ -68,5 +86,6 @@ __all__ = [
     "vary",
     "vary_seeds",
     "varying_nodes",
+    "with_branches",
     "with_input",
 ]

@@ -61,9 +61,11 @@ def is_worth_shipping(node: Mapping[str, Any], type_name: object) -> bool:
     return names_something and not types <= _SCALAR_TYPES
 
 
-def stand_in(prompt: Prompt, nodes: Mapping[Link, Mapping[str, Any]]) -> dict[str, Any]:
+def stand_in(
+    prompt: Prompt, nodes: Mapping[Link, Mapping[str, Any]], stem: str = "shipped"
+) -> dict[str, Any]:
     """Return the prompt in which new nodes, by their first output, stand for these links."""
-    ids = {link: new_id(prompt, f"shipped.{link[0]}.{link[1]}") for link in nodes}
+    ids = {link: new_id(prompt, f"{stem}.{link[0]}.{link[1]}") for link in nodes}
     kept = {node_id: _relinked(node, ids) for node_id, node in prompt.items()}
     return {**kept, **{ids[link]: node for link, node in nodes.items()}}
 

@@ -5,6 +5,7 @@ from comfyfleet.extension.nodes.batches import (
     FleetBatchDivider,
     FleetEmptyImage,
 )
+from comfyfleet.extension.nodes.branch import FleetBranch, FleetBranchHere, FleetBranchRun
 from comfyfleet.extension.nodes.collector import (
     FleetCollectBegin,
     FleetCollectNext,
@@ -22,6 +23,7 @@ NODES = [
     FleetValue,
     FleetCollector,
     FleetSplit,
+    FleetBranch,
     FleetBatchDivider,
     FleetAudioBatchDivider,
     FleetModelName,
@@ -30,6 +32,8 @@ NODES = [
     FleetParallelModel,
     FleetCollectBegin,
     FleetCollectNext,
+    FleetBranchRun,
+    FleetBranchHere,
     FleetReturn,
     FleetSeedOffset,
     FleetShipped,

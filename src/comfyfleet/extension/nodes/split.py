@@ -18,7 +18,7 @@ class FleetSplit(io.ComfyNode):
             node_id="FleetSplit",
             display_name="Fleet Split",
             category="fleet",
-            description="Cuts a batch, the frames of a video for one, into slices: a Fleet Collector "
+            description="Cuts a batch, such as a video's frames, into slices: a Fleet Collector "
             "downstream runs once for each, on whichever device is free, and puts the results "
             "together in order. A faster device takes more of them.",
             is_input_list=True,
