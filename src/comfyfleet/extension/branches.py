@@ -40,7 +40,7 @@ def open_branch(node_id: str, link: Link, prompt: Prompt) -> Collection | None:
     """
     if is_worker() or not master().has_workers or not _can_travel(prompt, link):
         return None
-    own = exclusive(prompt, link[0], is_output)
+    own = exclusive(prompt, node_id, is_output) - {node_id}
     request = Request(node_id=node_id, inputs={"value": link}, shares=1, delegate=True)
 
     def planner(refused: set[Link]) -> Plan:

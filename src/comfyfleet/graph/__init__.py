@@ -49,10 +49,10 @@ from comfyfleet.graph.vary import (
 __all__ = [
     "BRANCH_CLASS",
     "DISPATCHING",
-    "TRAVELLING_TYPES",
     "FileRef",
     "Link",
     "Prompt",
+    "TRAVELLING_TYPES",
     "as_link",
     "border",
     "clone_share",

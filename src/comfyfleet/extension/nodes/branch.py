@@ -17,10 +17,10 @@ from comfyfleet.extension.nodes.internal import INTERNAL
 from comfyfleet.graph import Link, as_link
 
 #: Types of which it is certain that they live in one process.
-_STAYING = frozenset(
-    "CLIP CLIP_VISION CONTROL_NET GLIGEN GUIDER HOOKS MODEL NOISE SAMPLER STYLE_MODEL "
-    "UPSCALE_MODEL VAE".split()
-)
+_STAYING = {
+    *("CLIP", "CLIP_VISION", "CONTROL_NET", "GLIGEN", "GUIDER", "HOOKS", "MODEL", "NOISE"),
+    *("SAMPLER", "STYLE_MODEL", "UPSCALE_MODEL", "VAE"),
+}
 
 
 class FleetBranch(io.ComfyNode):
