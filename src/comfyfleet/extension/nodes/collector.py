@@ -84,7 +84,7 @@ class FleetCollector(io.ComfyNode):
                 io.Boolean.Input(
                     "delegate",
                     default=False,
-                    tooltip="The master computes nothing: all shares run on workers.",
+                    tooltip="The master computes no share: all run on workers.",
                 ),
             ],
             outputs=collected_outputs(),
