@@ -20,9 +20,9 @@ from comfyfleet.extension.shipping import (
 )
 from comfyfleet.graph import (
     DISPATCHING,
-    TRAVELLING_TYPES,
     Link,
     border,
+    can_travel,
     exclusive,
     find_branches,
     find_problems,
@@ -61,7 +61,7 @@ def _classes_elsewhere(branch: Collection) -> set[str]:
 
 
 def _can_travel(prompt: Prompt, link: Link) -> bool:
-    return declared_type(prompt, link) in TRAVELLING_TYPES
+    return can_travel(declared_type(prompt, link))
 
 
 def is_output(class_type: str) -> bool:
