@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -80,15 +80,14 @@ class Journal:
         self.note = ""
         self._guard = threading.Lock()
         self._lock = _locked(self.path)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._lock.release)
             with _wrapped(self.path):
                 _holder(self.path).write_text(str(os.getpid()), encoding="ascii")
                 self.note = _clear_away(self.path)
-                self._db = _connected(self.path)
+                self._db = undo.enter_context(closing(_connected(self.path)))
             self.unfinished()
-        except BaseException:
-            self._lock.release()
-            raise
+            undo.pop_all()
 
     def put(self, entry: QueuedPrompt) -> None:
         """Keep a prompt until it ends. One of the same id is replaced, and keeps its turn.
@@ -173,6 +172,11 @@ _IN_ORDER = (
     "SELECT place, prompt_id, number, started, prompt, extra_data, outputs FROM prompts "
     "ORDER BY started DESC, number, place"
 )
+_KEEP = (
+    "INSERT INTO unreadable SELECT prompt_id, number, started, prompt, extra_data, outputs, "
+    "(SELECT group_concat(key || ' ' || file, char(10)) FROM placed "
+    "WHERE placed.prompt_id = prompts.prompt_id), ?, ? FROM prompts WHERE place = ?"
+)
 
 
 def _json(value: Any) -> str:
@@ -232,12 +236,7 @@ def _forget(db: sqlite3.Connection, prompt_ids: list[str]) -> None:
 def _put_aside(db: sqlite3.Connection, damaged: Mapping[int, str]) -> None:
     """Move rows, by place and with the reason, to where they are kept but not read."""
     for place, reason in damaged.items():
-        db.execute(
-            "INSERT INTO unreadable "
-            "SELECT prompt_id, number, started, prompt, extra_data, outputs, (SELECT group_concat(key || ' ' || file, char(10)) "
-            "FROM placed WHERE placed.prompt_id = prompts.prompt_id), ?, ? FROM prompts WHERE place = ?",
-            [reason, _now(), place],
-        )
+        db.execute(_KEEP, [reason, _now(), place])
         db.execute(
             "DELETE FROM placed WHERE prompt_id = (SELECT prompt_id FROM prompts WHERE place = ?)",
             [place],
@@ -345,7 +344,7 @@ def _difference(db: sqlite3.Connection) -> str:
     if (version, tables) not in [(_VERSION, _TABLES), (0, {})]:
         return "it is not a queue of ComfyFleet"
     check = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
-    return "" if check == "ok" else str(check)
+    return "" if check == "ok" else " ".join(check.split())
 
 
 def _connected(path: Path) -> sqlite3.Connection:
