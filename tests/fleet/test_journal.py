@@ -429,8 +429,15 @@ def _damaged(path: Path) -> None:
     path.write_bytes(data)
 
 
+def _write_format(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(18)
+        file.write(b"\3")
+
+
 UNUSABLE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "garbage": (_garbage, "file is not a database"),
+    "garbage": (_garbage, "it is no SQLite database"),
+    "newer SQLite": (_write_format, "a format that this SQLite cannot write"),
     "newer": (_newer, "written by a newer ComfyFleet"),
     "foreign": (_foreign, "it is not a queue of ComfyFleet"),
     "short": (_short, "malformed"),
@@ -496,13 +503,13 @@ def test_an_empty_file_is_a_new_one(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A journal's file with some prompts."""
     path = tmp_path_factory.mktemp("sound") / "queue.sqlite3"
     with opened(path) as journal:
         for number in range(8):
             journal.put(entry(str(number), placed={"7/0": "output/x.png"}))
-    return path.read_bytes()
+    return path
 
 
 #: The file's header, which SQLite reads before all else, and anything.
@@ -511,10 +518,10 @@ _PLACES = st.integers(0, 100) | st.integers(0, 2**20)
 
 @settings(deadline=None, max_examples=200)
 @given(changes=st.dictionaries(_PLACES, st.integers(0, 255), min_size=1, max_size=8))
-def test_no_damage_stops_the_queue_or_is_lost(sound: bytes, changes: dict[int, int]) -> None:
-    damaged = bytearray(sound)
+def test_no_damage_stops_the_queue_or_is_lost(sound: Path, changes: dict[int, int]) -> None:
+    damaged = bytearray(sound.read_bytes())
     for place, byte in changes.items():
-        damaged[place % len(sound)] = byte
+        damaged[place % len(damaged)] = byte
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "queue.sqlite3"
         path.write_bytes(damaged)

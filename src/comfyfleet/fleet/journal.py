@@ -326,13 +326,23 @@ def _problem(path: Path) -> str:
     database, wal, _ = (file.stat().st_size if file.is_file() else 0 for file in _files(path))
     if not database:
         return "it is empty, while its -wal is not" if wal else ""
+    if not _is_writable_format(path):
+        return "it is no SQLite database, or of a format that this SQLite cannot write"
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=_BUSY_S)) as db:
+        db.text_factory = lambda text: text.decode(errors="replace")
         try:
             return _difference(db)
         except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError as error:
-            return str(error)
+            raise  # the disk's fault, not the file's
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            return str(error)  # SQLite's message may quote damaged text
+
+
+def _is_writable_format(path: Path) -> bool:
+    """False if SQLite would open the file for reading only, or not at all, and blame the disk."""
+    with path.open("rb") as file:
+        header = file.read(100)
+    return header[18:19] <= b"\2" and header[44:48] <= b"\0\0\0\4"
 
 
 def _difference(db: sqlite3.Connection) -> str:
