@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 #: A ComfyUI prompt in API format: node id -> {"class_type": str, "inputs": {...}}.
 Prompt = Mapping[str, Mapping[str, Any]]
@@ -44,12 +44,16 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why an attempt failed, in the worker's own words."""
+    """Why an attempt failed, in the worker's own words.
+
+    ``out_of_memory`` is neither the workflow's fault nor the worker's: another may have more.
+    """
 
     message: str
     traceback: str = ""
     node_id: str | None = None
     class_type: str | None = None
+    kind: Literal["error", "out_of_memory"] = "error"
 
     def __str__(self) -> str:
         where = f"node {self.node_id} ({self.class_type}): " if self.node_id else ""
