@@ -31,17 +31,22 @@ from comfyfleet.work.events import (
 )
 from comfyfleet.work.policy import Policy
 from comfyfleet.work.results import (
+    HISTORY,
+    Happening,
     OutputFile,
     Packed,
     Progress,
     Result,
+    SavedFile,
     TensorRef,
+    Told,
     VideoRef,
 )
 from comfyfleet.work.state import WorkerState
-from comfyfleet.work.units import Failure, Prompt, Unit, WorkerInfo
+from comfyfleet.work.units import Failure, Mirrored, Prompt, Unit, WorkerInfo
 
 __all__ = [
+    "HISTORY",
     "CancelRun",
     "Deliver",
     "Discard",
@@ -50,10 +55,12 @@ __all__ = [
     "FailRun",
     "Failure",
     "FinishRun",
+    "Happening",
     "Heal",
     "Instruction",
     "Interrupt",
     "InvalidEventError",
+    "Mirrored",
     "OutputFile",
     "Packed",
     "Policy",
@@ -63,9 +70,11 @@ __all__ = [
     "Result",
     "RunCancelled",
     "RunSubmitted",
+    "SavedFile",
     "Start",
     "TensorRef",
     "Tick",
+    "Told",
     "Unit",
     "UnitDone",
     "UnitFailed",

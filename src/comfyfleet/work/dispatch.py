@@ -269,6 +269,8 @@ class Dispatch:
     def _on_alarm(self, attempt: Attempt) -> None:
         board = self._board
         allowed_s = board.now - attempt.start
+        if attempt.worker.trusted:
+            return
         if attempt.interrupted:
             patience_s = board.policy.interrupt_patience_s
             why = f"no answer to an interrupt for {patience_s:.0f} s"

@@ -53,6 +53,7 @@ class Roster:
         else:
             self.remove(worker)
         worker.only_run, worker.scope = event.only_run, _scope_of(event)
+        worker.trusted = event.trusted
         self.workers[worker.id] = worker
         self._count(worker)
         return worker

@@ -72,6 +72,8 @@ class Worker:
     seq: int
     only_run: str | None = None
     scope: Scope = None
+    #: Nothing that it has in hand is ever late.
+    trusted: bool = False
     #: The model_key that it ran last; None before its first unit.
     model_key: str | None = None
     attempt: Attempt | None = None

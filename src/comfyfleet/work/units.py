@@ -11,6 +11,19 @@ Prompt = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mirrored:
+    """A prompt as a client queued it at the master: a worker runs it so, and tells all.
+
+    ``outputs`` are the ids of the output nodes to run, ``features`` what the client understands.
+    """
+
+    prompt_id: str
+    extra_data: Mapping[str, Any] = field(repr=False)
+    outputs: tuple[str, ...]
+    features: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
     """A piece of a graph to run somewhere, and its place in the run's order.
 
@@ -24,6 +37,8 @@ class Unit:
     #: Digest of the models that the prompt loads: workers that hold them are preferred.
     model_key: str = ""
     cost: float = 1.0
+    #: Set if this is a whole prompt of the master's queue.
+    mirrored: Mirrored | None = field(default=None, repr=False, compare=False)
 
     @property
     def id(self) -> str:
