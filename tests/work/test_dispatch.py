@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from comfyfleet.work import (
@@ -421,6 +423,52 @@ def test_a_worker_that_ignores_an_interrupt_is_stuck():
     assert fleet.dispatch.state_of("a") == "busy"
     fleet.tick(at=100)
     assert fleet.dispatch.state_of("a") == "stuck"
+
+
+# Lanes and priorities.
+
+
+def test_a_worker_with_a_lane_serves_only_runs_of_that_lane():
+    fleet = Fleet("a")
+    fleet.join("master", lane="queue")
+    u, queued = make_units(2), make_units(2, run_id="queued")
+    assert fleet.submit(*u) == [start("a", u[0])]
+    assert fleet.submit(*queued, lane="queue") == [start("master", queued[0])]
+    assert fleet.done("a", u[0])[1:] == [start("a", u[1])]
+    assert fleet.done("a", u[1])[-1] == start("a", queued[1])  # it serves every lane
+
+
+def test_a_worker_of_another_lane_cannot_save_a_run():
+    fleet = Fleet()
+    fleet.join("master", lane="queue")
+    assert "no worker" in failure_of(fleet.submit(*make_units(1)))
+    u = make_units(1, run_id="queued")
+    assert fleet.submit(*u, lane="queue") == [start("master", u[0])]
+    assert fleet.done("master", u[0])[-1] == FinishRun(run_id="queued")
+    assert fleet.dispatch.workers == ("master",)
+
+
+def test_runs_of_lower_priority_number_are_served_first():
+    fleet = Fleet("a")
+    u = {name: make_units(1, run_id=name) for name in ("now", "later", "first", "also")}
+    fleet.submit(*u["now"])
+    fleet.submit(*u["later"], priority=5.0)
+    fleet.submit(*u["first"], priority=-2.0)
+    fleet.submit(*u["also"], priority=-2.0)
+    order = ["now", "first", "also", "later"]
+    for name, following in pairwise(order):
+        assert fleet.done("a", u[name][0])[-1] == start("a", u[following][0])
+
+
+def test_a_worker_is_for_a_run_or_for_a_lane():
+    with pytest.raises(ValueError, match=r"worker m is for run r and for lane 'queue'"):
+        WorkerJoined(worker_id="m", only_run="r", lane="queue")
+
+
+@pytest.mark.parametrize("priority", [float("nan"), float("inf")])
+def test_a_priority_is_a_number(priority):
+    with pytest.raises(ValueError, match="priority is"):
+        RunSubmitted(run_id="r", units=(), priority=priority)
 
 
 # Workers of a single run, and cancelling.
