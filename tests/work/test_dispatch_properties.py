@@ -37,7 +37,14 @@ from comfyfleet.work import (
     WorkerResumed,
 )
 
-_POLICY = Policy(min_deadline_s=5.0, hard_factor=3.0, interrupt_patience_s=20.0)
+_POLICY = Policy(
+    min_deadline_s=5.0,
+    hard_factor=3.0,
+    interrupt_patience_s=20.0,
+    max_worker_failures=1,
+    quarantine_s=4.0,
+    max_quarantine_s=10.0,
+)
 _FAILURE = Failure(message="no luck")
 _SHORTAGE = Failure(message="no memory", kind="out_of_memory")
 _LANES = st.sampled_from(["", "queue"])
@@ -242,9 +249,9 @@ class AnyStory(RuleBasedStateMachine):
         self.feed(WorkerHealed(worker_id=worker))
         assert worker not in self.quarantined
 
-    @rule(seconds=st.sampled_from([0.0, 2.0]))
-    def stagger(self, seconds):
-        policy = replace(_POLICY, stagger_s=seconds)
+    @rule(seconds=st.sampled_from([0.0, 2.0]), num=st.integers(1, 3))
+    def change_policy(self, seconds, num):
+        policy = replace(_POLICY, stagger_s=seconds, max_worker_failures=num)
         self.carry_out(None, self.dispatch.set_policy(policy, self.now))
 
     @precondition(lambda self: self.gone)
