@@ -252,8 +252,8 @@ def test_interrupted_attempts_are_no_failures():
 
 def test_a_run_waits_for_the_healing_of_its_only_worker():
     fleet = Fleet("a", max_worker_failures=1)
-    fleet.submit(*make_units(1))
-    failure_of(fleet.fail("a", make_units(1)[0]))
+    assert quarantines(fleet.lose("a", returns=True))
+    fleet.join("a")
     later = make_units(1, run_id="later")
     assert fleet.submit(*later) == []
     assert fleet.tick(at=30) == [Heal(worker_id="a"), start("a", later[0])]
@@ -327,3 +327,12 @@ def test_paused_and_quarantined_workers_of_a_run_leave_with_it():
     assert fleet.done("a", unit)[-1] == FinishRun(run_id="r")
     assert fleet.dispatch.workers == ("a",)
     assert fleet.handle(WorkerPaused(worker_id="local")) == []
+
+
+def test_bad_workflows_bring_the_only_worker_not_into_quarantine():
+    fleet = Fleet("a")
+    for number in range(5):
+        u = make_units(1, run_id=f"r{number}")
+        assert fleet.submit(*u) == [start("a", u[0])]
+        assert not quarantines(fleet.fail("a", u[0]))
+    assert fleet.state("a") == "idle"
