@@ -27,7 +27,7 @@ def cpu_fleet(workers: int) -> Iterator[Fleet]:
         paths.write_text(f"bench:\n  custom_nodes: {folder}/packs\n", encoding="utf-8")
         flags = ("--extra-model-paths-config", str(paths))
         host = Host(comfyui=find_comfyui(), flags=flags, cwd=Path.cwd())
-        with Fleet([cpu_device()] * workers, host, private_output=True) as fleet:
+        with Fleet([cpu_device()] * workers, host) as fleet:
             yield fleet
 
 

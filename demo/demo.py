@@ -43,7 +43,7 @@ def demo() -> None:
     batch = Batch.of(workflow(), count=PICTURES, seed=1, name="demo")
     console.print("starting 2 workers (about ten seconds)")
     begun = time.monotonic()
-    with Fleet(two_devices(), host, private_output=True) as fleet:
+    with Fleet(two_devices(), host) as fleet:
         console.print(f"ready after {time.monotonic() - begun:.1f} s")
         deliveries = run_batch(fleet, batch, OutputFolder(OUT, batch, resume=False), done=[])
     draw_sheet(deliveries).save(OUT / "grid.png")

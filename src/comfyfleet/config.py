@@ -21,6 +21,24 @@ class Setting:
     def read(self, environ: Mapping[str, str] = os.environ) -> str:
         return environ.get(self.env, "").strip() or self.default
 
+    def read_switch(self, environ: Mapping[str, str] = os.environ) -> bool:
+        """Its value as yes or no. Raises InputError for anything but 0 and 1."""
+        text = self.read(environ)
+        if text not in ("0", "1"):
+            raise InputError(f"{self.env} is {text!r}; give 0 or 1.")
+        return text == "1"
+
+    def read_seconds(self, environ: Mapping[str, str] = os.environ) -> float:
+        """Its value as a time, 0 to a day. Raises InputError."""
+        text = self.read(environ)
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = -1.0
+        if not 0 <= seconds <= 86400:
+            raise InputError(f"{self.env} is {text!r}; give seconds, 0 to 86400.")
+        return seconds
+
 
 COMFYUI_PATH = Setting(
     env="COMFYUI_PATH",
@@ -34,13 +52,36 @@ WORKERS = Setting(
     help="Devices that get a worker: auto (every accelerator but the master's own), a number, or "
     "a list such as cuda:1,cuda:2 or cpu,cpu. 0 starts none.",
 )
+SHARE = Setting(
+    env="COMFYFLEET_SHARE",
+    default="0",
+    help="1: workers take prompts from ComfyUI's own queue from the start. 0: not before it is "
+    "switched on (`comfyfleet share on`).",
+)
+MASTER_COMPUTES = Setting(
+    env="COMFYFLEET_MASTER",
+    default="1",
+    help="With a shared queue: 1: the master computes too. 0: it runs only what no worker may run.",
+)
+JOURNAL = Setting(
+    env="COMFYFLEET_JOURNAL",
+    default="1",
+    help="With a shared queue: 1: queued and running prompts are kept in ComfyUI's user folder and "
+    "survive a restart. 0: they are not written down.",
+)
+STAGGER = Setting(
+    env="COMFYFLEET_STAGGER",
+    default="0",
+    help="Seconds between two workers that begin to load a model, for models that need much main "
+    "memory while they load. 0: all load at once.",
+)
 BRANCHES = Setting(
     env="COMFYFLEET_BRANCHES",
     default="0",
     help="1: independent branches of a prompt that sample run on several devices at the same time, "
     "as if each had a Fleet Branch.",
 )
-SETTINGS = (COMFYUI_PATH, WORKERS, BRANCHES)
+SETTINGS = (COMFYUI_PATH, WORKERS, SHARE, MASTER_COMPUTES, JOURNAL, STAGGER, BRANCHES)
 
 #: Set inside worker processes: there a collector passes its own input on and starts no fleet.
 WORKER_MARK = "COMFYFLEET_WORKER"

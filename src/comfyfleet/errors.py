@@ -8,6 +8,8 @@ ComfyFleetError              what was given, what is allowed, what to do
 ├── ParallelError            one forward could not be computed by several devices
 │   ├── CannotSplit          its inputs or its model cannot be split exactly; says why
 │   └── LinkLost             another rank died, or is late
+├── JournalError             the queue cannot be kept on disk
+│   └── JournalInUse         another ComfyUI keeps its queue in the same file
 └── RunError                 a run ended without all of its results
     ├── RunFailed            a unit failed for good; carries the worker's traceback
     └── RunCancelled         somebody stopped it
@@ -70,6 +72,14 @@ class CannotSplit(ParallelError):
 
 class LinkLost(ParallelError):
     """A rank of the gang died, or does not answer."""
+
+
+class JournalError(ComfyFleetError):
+    """The queue cannot be kept on disk."""
+
+
+class JournalInUse(JournalError):
+    """Another ComfyUI keeps its queue in the same file."""
 
 
 class RunError(ComfyFleetError):

@@ -18,7 +18,7 @@ from tests.support import Master
 def fleet(comfyui: Path, nothing_left: None) -> Iterator[Fleet]:
     """Two CPU workers of one thread each, in this very process's Ray."""
     host = Host(comfyui=comfyui, cwd=Path.cwd())
-    with Fleet([cpu_device()] * 2, host, private_output=True) as running:
+    with Fleet([cpu_device()] * 2, host) as running:
         yield running
 
 

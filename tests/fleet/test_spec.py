@@ -62,15 +62,12 @@ OTHERS = [
 ]
 
 
-def made(
-    devices: list[Device], *flags: str, private_output: bool = False, base: str = "/session"
-) -> list[WorkerSpec]:
+def made(devices: list[Device], *flags: str, base: str = "/session") -> list[WorkerSpec]:
     return worker_specs(
         devices,
         Host(comfyui=Path("/comfyui"), flags=flags, cwd=Path("/cwd")),
         folder_of={name: Path(base) / name for name in worker_ids(devices)},
         pack=Path("/pack"),
-        private_output=private_output,
     )
 
 
@@ -173,16 +170,13 @@ def test_a_cpu_worker_gets_no_flag_about_video_memory(flag: str) -> None:
     assert flag not in spec.flags
 
 
-def test_private_output_is_asked_for() -> None:
-    for spec in made([CUDA0, CPU], private_output=True):
-        assert value_of(spec, "--output-directory") == str(spec.folder / "output")
-        assert spec.private_output
+def test_a_worker_saves_into_its_own_folder() -> None:
     for spec in made([CUDA0, CPU]):
-        assert "--output-directory" not in spec.flags and not spec.private_output
+        assert value_of(spec, "--output-directory") == str(spec.folder / "output")
 
 
-def test_private_output_wins_over_the_masters() -> None:
-    (spec,) = made([CPU], "--output-directory", "/pictures", private_output=True)
+def test_its_own_folder_wins_over_the_masters() -> None:
+    (spec,) = made([CPU], "--output-directory", "/pictures")
     last = len(spec.flags) - 1 - spec.flags[::-1].index("--output-directory")
     assert spec.flags[last + 1] == str(spec.folder / "output")
 

@@ -26,7 +26,7 @@ def run_command(batch: Batch, host: Host, *, out: Path, resume: bool, workers: s
         if len(done) == batch.count:
             console.print(f"nothing to do: all {batch.count} runs are in {out}")
             return
-        with closing(Fleet(devices, host, private_output=True)) as fleet:
+        with closing(Fleet(devices, host)) as fleet:
             with console.status(f"starting {len(devices)} workers"):
                 fleet.start()
             run_batch(fleet, batch, folder, done)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import aiohttp
 
 from comfyfleet.comfy.problems import problems_of
 from comfyfleet.errors import ComfyFleetError, Problem, RunCancelled, WorkflowError
-from comfyfleet.work import Failure
+from comfyfleet.work import Failure, Mirrored
 
 #: Called with the done share (0..1) of the nodes and steps of the running prompt.
 OnProgress = Callable[[float], None]
+
+#: A JSON event's name and data, or a binary one's number and bytes.
+Message: TypeAlias = tuple[str | int, Any]
+OnMessage = Callable[[Message], None]
 
 #: Events that end a prompt. ComfyUI sends "executing" with node None after the history is written.
 _ENDED_BADLY = ("execution_error", "execution_interrupted")
@@ -37,19 +42,42 @@ class ComfyClient:
         self._session = session
 
     async def run(
-        self, prompt: Mapping[str, Any], prompt_id: str, on_progress: OnProgress
+        self,
+        prompt: Mapping[str, Any],
+        prompt_id: str,
+        on_progress: OnProgress,
+        *,
+        asked: Mirrored | None = None,
+        on_message: OnMessage | None = None,
     ) -> dict[str, Any]:
         """Run ``prompt`` to its end and return its history entry ({"outputs": ...}).
+
+        ``asked`` is how another ComfyUI's client queued it; ``on_message`` gets what that client
+        would get, but for the last event, which says that the history is written.
 
         Raises WorkflowError if ComfyUI refuses any part of it, PromptFailed with the traceback if
         it fails while running, RunCancelled if it was interrupted.
         """
         client_id = uuid.uuid4().hex
         address = f"{self._url}/ws?clientId={client_id}"
+        body: dict[str, Any] = {"prompt": prompt, "prompt_id": prompt_id, "client_id": client_id}
         async with self._session.ws_connect(address, max_msg_size=0) as socket:
-            await self._queue_whole(prompt, prompt_id, client_id)
-            await self._follow(socket, prompt, prompt_id, on_progress)
-        return await self._history(prompt_id)
+            if asked is not None:
+                await socket.send_json({"type": "feature_flags", "data": dict(asked.features)})
+                own = {key: value for key, value in asked.extra_data.items() if key != "client_id"}
+                body |= {"extra_data": own, "partial_execution_targets": list(asked.outputs)}
+            await self._queue_whole(body)
+            await self._follow(socket, prompt, prompt_id, on_progress, on_message)
+        entry = await self.history(prompt_id)
+        if entry is None:
+            raise ComfyFleetError(f"ComfyUI at {self._url} has no history of prompt {prompt_id}.")
+        return entry
+
+    async def history(self, prompt_id: str) -> dict[str, Any] | None:
+        """ComfyUI's record of a prompt that has ended."""
+        async with self._session.get(f"{self._url}/history/{prompt_id}") as response:
+            entry: dict[str, Any] | None = (await response.json()).get(prompt_id)
+        return entry
 
     async def free(self, request: Mapping[str, Any]) -> None:
         """Pass on what somebody asked of ComfyUI's own /free: unload models, free memory."""
@@ -66,18 +94,18 @@ class ComfyClient:
             running = (await response.json())["queue_running"]
         return any(item[1] == prompt_id for item in running)
 
-    async def _queue_whole(self, prompt: Mapping[str, Any], prompt_id: str, client_id: str) -> None:
+    async def _queue_whole(self, body: Mapping[str, Any]) -> None:
         """Queue the prompt; if cancelled meanwhile, take it back: it may have arrived already."""
-        queueing = asyncio.ensure_future(self._queue(prompt, prompt_id, client_id))
+        queueing = asyncio.ensure_future(self._queue(body))
         try:
             await asyncio.shield(queueing)
         except asyncio.CancelledError:
             await queueing
-            await self.interrupt(prompt_id)
+            await self.interrupt(body["prompt_id"])
             raise
 
-    async def _queue(self, prompt: Mapping[str, Any], prompt_id: str, client_id: str) -> None:
-        body = {"prompt": prompt, "prompt_id": prompt_id, "client_id": client_id}
+    async def _queue(self, body: Mapping[str, Any]) -> None:
+        prompt, prompt_id = body["prompt"], body["prompt_id"]
         async with self._session.post(f"{self._url}/prompt", json=body) as response:
             answer = await response.json()
         problems = problems_of(answer.get("error"), answer.get("node_errors"), prompt)
@@ -94,45 +122,56 @@ class ComfyClient:
         prompt: Mapping[str, Any],
         prompt_id: str,
         on_progress: OnProgress,
+        on_message: OnMessage | None,
     ) -> None:
         progress = _Progress(prompt)
-        failure: Mapping[str, Any] | None = None
-        async for message in socket:
-            if message.type is not aiohttp.WSMsgType.TEXT:
+        ending: Message | None = None
+        async for raw in socket:
+            event, data = _message(raw)
+            if not isinstance(event, str):
+                if event is not None and on_message is not None:
+                    on_message((event, data))
                 continue
-            event = json.loads(message.data)
-            kind, data = event.get("type"), event.get("data") or {}
             if data.get("prompt_id") != prompt_id:
                 continue
-            if kind == "execution_interrupted":
-                raise RunCancelled(f"prompt {prompt_id} was interrupted")
-            if kind in _ENDED_BADLY:
-                failure = data
-            elif kind == "executing" and data.get("node") is None:
-                return _raise_if(failure)
-            elif progress.take(kind, data):
+            if event == "executing" and data.get("node") is None:
+                return _raise_if(ending)
+            if on_message is not None:
+                on_message((event, data))
+            if event in _ENDED_BADLY:
+                ending = (event, data)
+            elif progress.take(event, data):
                 on_progress(progress.fraction)
         raise ComfyFleetError(f"ComfyUI at {self._url} closed its connection during a prompt.")
-
-    async def _history(self, prompt_id: str) -> dict[str, Any]:
-        async with self._session.get(f"{self._url}/history/{prompt_id}") as response:
-            entry: dict[str, Any] = (await response.json())[prompt_id]
-        return entry
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> None:
         async with self._session.post(f"{self._url}{path}", json=body) as response:
             response.raise_for_status()
 
 
-def _raise_if(failure: Mapping[str, Any] | None) -> None:
-    if failure is None:
+def _message(raw: aiohttp.WSMessage) -> tuple[str | int | None, Any]:
+    """What came on the web socket; an event of None is of no interest."""
+    if raw.type is aiohttp.WSMsgType.TEXT:
+        message = json.loads(raw.data)
+        return message.get("type"), message.get("data") or {}
+    if raw.type is aiohttp.WSMsgType.BINARY:
+        return struct.unpack(">I", raw.data[:4])[0], raw.data[4:]
+    return None, None
+
+
+def _raise_if(ending: Message | None) -> None:
+    """Raise what an event that ends a prompt badly means."""
+    if ending is None:
         return
+    event, data = ending
+    if event == "execution_interrupted":
+        raise RunCancelled(f"prompt {data['prompt_id']} was interrupted")
     raise PromptFailed(
         Failure(
-            message=f"{failure.get('exception_type')}: {failure.get('exception_message')}".strip(),
-            traceback="".join(failure.get("traceback") or ()),
-            node_id=failure.get("node_id"),
-            class_type=failure.get("node_type"),
+            message=f"{data.get('exception_type')}: {data.get('exception_message')}".strip(),
+            traceback="".join(data.get("traceback") or ()),
+            node_id=data.get("node_id"),
+            class_type=data.get("node_type"),
         )
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.model_management
 import execution
+import nodes
 
 from comfyfleet.comfy.problems import problems_of
 from comfyfleet.errors import Problem
@@ -17,6 +18,11 @@ def device_name() -> str:
     """ComfyUI's own device as it names it, such as "cuda:0 NVIDIA H200 : cudaMallocAsync"."""
     device = comfy.model_management.get_torch_device()
     return str(comfy.model_management.get_torch_device_name(device))
+
+
+def node_classes() -> list[str]:
+    """All node classes of this ComfyUI."""
+    return list(nodes.NODE_CLASS_MAPPINGS)
 
 
 async def check_prompt(prompt: Mapping[str, Mapping[str, Any]]) -> list[Problem]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import comfy.model_management
 import server
+from comfy.cli_args import args
 from comfy_execution.utils import get_executing_context
 
 
@@ -45,6 +46,14 @@ def plain_prompt(dynprompt: Any) -> dict[str, dict[str, Any]]:
         node_id: {"class_type": node["class_type"], "inputs": copy.deepcopy(dict(node["inputs"]))}
         for node_id, node in nodes.items()
     }
+
+
+def own_url() -> str:
+    """Where this ComfyUI answers, seen from this machine."""
+    scheme = "https" if args.tls_keyfile and args.tls_certfile else "http"
+    listen = args.listen.split(",")[0].strip()
+    host = "127.0.0.1" if listen in ("", "0.0.0.0", "::") else listen
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{args.port}"
 
 
 def raise_if_interrupted() -> None:

@@ -14,10 +14,11 @@ import nodes
 
 from comfyfleet.comfy import returns, shipped
 from comfyfleet.comfy.client import ComfyClient
+from comfyfleet.comfy.mirror import MirrorRunner, Tell
 from comfyfleet.comfy.values import pack
 from comfyfleet.errors import RunCancelled
 from comfyfleet.graph import node_digests, with_input
-from comfyfleet.work import OutputFile, Packed, Result
+from comfyfleet.work import Mirrored, OutputFile, Packed, Prompt, Result
 
 #: The internal node at the end of a unit's graph; see ``extension.nodes.internal``.
 RETURN_NODE = "FleetReturn"
@@ -32,16 +33,16 @@ _PROGRESS_INTERVAL_S = 0.1
 class Runner:
     """Runs one unit at a time. Made, and used, on ComfyUI's event loop.
 
-    With ``takes_files`` the output folder is this worker's own, and what is saved leaves it.
+    The output folder is this worker's own, and what is saved leaves it.
     """
 
-    def __init__(self, url: str, *, takes_files: bool) -> None:
-        self._takes_files = takes_files
+    def __init__(self, url: str) -> None:
         self._outputs_seen: set[str] = set()
         # No limit on time: units take as long as they take.
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None))
         self._client = ComfyClient(url, self._session)
-        self._task: asyncio.Task[dict[str, Any]] | None = None
+        self._mirror = MirrorRunner(self._client)
+        self._task: asyncio.Task[Any] | None = None
 
     async def run(
         self,
@@ -64,8 +65,19 @@ class Runner:
             shipped.drop(prompt_id)
             returned = returns.take(prompt_id)
         packed = None if returned is None else pack(returned, "the result")
-        files = tuple(_take_files(outputs)) if self._takes_files else ()
-        return Result(values=packed, files=files)
+        return Result(values=packed, files=tuple(_take_files(outputs)))
+
+    async def mirror(
+        self, prompt: Prompt, asked: Mirrored, on_progress: Callable[[float], None], tell: Tell
+    ) -> Result:
+        """Run a client's whole prompt and tell all of it; raises as ``run`` does."""
+        told = self._mirror.run(prompt, asked, _throttled(on_progress), tell)
+        self._task = asyncio.ensure_future(told)
+        try:
+            await self._task
+        except asyncio.CancelledError:
+            raise RunCancelled(f"prompt {asked.prompt_id} was stopped before it began") from None
+        return Result(values=None)
 
     async def free(self, request: Mapping[str, Any]) -> None:
         """Unload models, or free memory, as ComfyUI's /free understands it."""

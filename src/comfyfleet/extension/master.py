@@ -14,8 +14,9 @@ from typing import Any
 import execution
 
 from comfyfleet.comfy import prompts
-from comfyfleet.config import is_worker
-from comfyfleet.errors import InputError, WorkflowError
+from comfyfleet.comfy.places import Places
+from comfyfleet.config import SHARE, is_worker
+from comfyfleet.errors import FleetError, InputError, WorkflowError
 from comfyfleet.extension.collection import Collection, Request
 from comfyfleet.extension.shipping import (
     Cargo,
@@ -26,6 +27,7 @@ from comfyfleet.extension.shipping import (
     with_return,
     with_shipped,
 )
+from comfyfleet.extension.switch import Switch, shared_queue
 from comfyfleet.fleet import Fleet, Host, Service, new_run_id
 from comfyfleet.fleet.gangs import Gang, GangRequest
 from comfyfleet.fleet.spec import worker_ids
@@ -52,8 +54,13 @@ class Master:
 
     def __init__(self) -> None:
         comfyui = Path(execution.__file__).resolve().parent
-        host = Host(comfyui=comfyui, flags=tuple(sys.argv[1:]), cwd=Path.cwd())
+        flags = tuple(sys.argv[1:])
+        host = Host(comfyui=comfyui, flags=flags, cwd=Path.cwd(), url=prompts.own_url())
         self._service = Service(host, prompts.torch_device_id)
+        #: Gives files of workers their place among those of this ComfyUI.
+        self.places = Places()
+        #: The shared queue; only in the ComfyUI that the user talks to, see ``watch``.
+        self.switch: Switch | None = None
         self._lock = threading.Lock()
         self._collections: dict[tuple[str, str], Collection] = {}
         self._watcher: threading.Thread | None = None
@@ -72,11 +79,26 @@ class Master:
         """Start the fleet, if it is not, while something else is done."""
         self._service.fleet_soon()
 
+    def watch_queue(self) -> None:
+        """Take over ComfyUI's queue, so that it can be shared; once, before it is used."""
+        self.places.watch_own_nodes()
+        self.switch = Switch(shared_queue(), self.places, self._service)
+        if SHARE.read() != "0":
+            SHARE.read_switch()
+            self.switch.turn_on_soon()
+
+    def running_fleet(self) -> Fleet:
+        """The fleet that runs. Raises FleetError if none does."""
+        fleet = self._service.running
+        if fleet is None:
+            raise FleetError("no fleet is running; share the queue, or run a node that uses it.")
+        return fleet
+
     def free(self, request: dict[str, Any]) -> None:
         """What somebody asks of this ComfyUI's /free, for the workers too."""
         fleet = self._service.running
         if fleet is not None:
-            fleet.free(request)
+            fleet.care.free(request)
 
     def open_gang(self, request: GangRequest) -> Gang:
         """Followers for one sampling, on their way."""

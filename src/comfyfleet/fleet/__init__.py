@@ -1,8 +1,20 @@
-"""The running fleet: Ray, its actors, and the dispatch that feeds them."""
+"""The running fleet: the only place that knows Ray."""
 
-from comfyfleet.fleet.fleet import Fleet, new_run_id
-from comfyfleet.fleet.run import Delivery, Observer, Run, RunEvent
+from comfyfleet.fleet.care import Care
+from comfyfleet.fleet.fleet import MASTER, QUEUE, Fleet, new_run_id
+from comfyfleet.fleet.run import Delivery, Run, RunEvent
 from comfyfleet.fleet.service import Service
 from comfyfleet.fleet.spec import Host
 
-__all__ = ["Delivery", "Fleet", "Host", "Observer", "Run", "RunEvent", "Service", "new_run_id"]
+__all__ = [
+    "MASTER",
+    "QUEUE",
+    "Care",
+    "Delivery",
+    "Fleet",
+    "Host",
+    "Run",
+    "RunEvent",
+    "Service",
+    "new_run_id",
+]

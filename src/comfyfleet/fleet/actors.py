@@ -14,7 +14,7 @@ import ray.exceptions
 from comfyfleet.errors import FleetError, Problem, WorkerStartError
 from comfyfleet.fleet.spec import WorkerSpec
 from comfyfleet.fleet.worker import Worker, log_tail
-from comfyfleet.work import Failure, Progress, Prompt, Result, Unit, WorkerInfo
+from comfyfleet.work import Failure, Happening, Prompt, Unit, WorkerInfo
 
 logger = logging.getLogger(__name__)
 
@@ -40,17 +40,31 @@ class Actors:
         self._specs = {spec.id: spec for spec in specs}
         self.infos: dict[str, WorkerInfo] = {}
         self._handles: dict[str, Any] = {}
+        #: The node classes that every worker has.
+        self.node_classes: frozenset[str] = frozenset()
+        self._actor = ray.remote(**_ACTOR_OPTIONS)(Worker)
         #: Run -> where each of its values lies, or will lie, in the object store.
         self._stored: dict[str, dict[str, asyncio.Future[Any]]] = {}
 
+    @property
+    def ids(self) -> list[str]:
+        """All workers, alive or not, in their order."""
+        return list(self._specs)
+
     async def start(self) -> None:
         """Start all at once. Raises WorkerStartError for the first one that does not come up."""
-        actor = ray.remote(**_ACTOR_OPTIONS)(Worker)
-        self._handles = {name: actor.remote(spec) for name, spec in self._specs.items()}
+        self._handles = {name: self._actor.remote(spec) for name, spec in self._specs.items()}
         for info in asyncio.as_completed([self._started(name) for name in self._specs]):
             ready = await info
             self.infos[ready.id] = ready
         self.infos = {name: self.infos[name] for name in self._specs}
+        known = [await self._call(name, "node_classes") for name in self._specs]
+        self.node_classes = frozenset.intersection(*map(frozenset, known))
+
+    async def restart(self, worker_id: str) -> None:
+        """Start one that was lost. Raises WorkerStartError if it does not come up."""
+        self._handles[worker_id] = self._actor.remote(self._specs[worker_id])
+        self.infos[worker_id] = await self._started(worker_id)
 
     async def _started(self, worker_id: str) -> WorkerInfo:
         try:
@@ -77,12 +91,15 @@ class Actors:
             return problems
         raise FleetError("no worker is alive to check the workflow.")
 
-    async def run(self, worker_id: str, unit: Unit) -> AsyncIterator[Progress | Failure | Result]:
+    async def run(
+        self, worker_id: str, unit: Unit, *, free_first: bool = False
+    ) -> AsyncIterator[Happening]:
         """An attempt: progress, then one Failure or Result; nothing more if the worker dies."""
         method = self._handles[worker_id].run.options(concurrency_group="run")
         try:
             stored = await self._store(unit)
-            async for item in method.remote(replace(unit, values={}), stored):
+            bare = replace(unit, values={})
+            async for item in method.remote(bare, stored, free_first=free_first):
                 yield await item
         except _GONE:
             return  # ``lost`` tells of it
@@ -108,9 +125,9 @@ class Actors:
         except _GONE:
             return  # what is dead runs nothing; ``lost`` tells of it
 
-    async def free(self, request: dict[str, Any]) -> None:
-        """Pass a request for ComfyUI's /free on to all workers."""
-        for worker_id in list(self.infos):
+    async def free(self, request: dict[str, Any], only: str | None = None) -> None:
+        """Pass a request for ComfyUI's /free on to all workers, or to one."""
+        for worker_id in [name for name in self.infos if only in (None, name)]:
             try:
                 await self._call(worker_id, "free", "control", request)
             except _GONE:

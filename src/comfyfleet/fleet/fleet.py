@@ -8,20 +8,22 @@ answers are instructions, carried out at once. Policy lives in ``work``, none of
 from __future__ import annotations
 
 import asyncio
-import threading
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from comfyfleet.config import pack_dir
 from comfyfleet.errors import FleetError, Problem, RunCancelled, RunError, RunFailed
+from comfyfleet.fleet.care import Care
+from comfyfleet.fleet.ledger import Ledger
 from comfyfleet.fleet.loans import Lending, Loan
+from comfyfleet.fleet.loop import Loop
 from comfyfleet.fleet.registry import write_record
-from comfyfleet.fleet.run import Delivery, Observer, Run, RunEvent
+from comfyfleet.fleet.run import Delivery, Observer, OnEnd, Run, RunEvent
 from comfyfleet.fleet.session import Session
-from comfyfleet.fleet.spec import Host, worker_ids, worker_specs
+from comfyfleet.fleet.spec import Host, WorkerSpec, worker_ids, worker_specs
 from comfyfleet.planner import Device
 from comfyfleet.work import (
     CancelRun,
@@ -32,14 +34,18 @@ from comfyfleet.work import (
     FailRun,
     Failure,
     FinishRun,
+    Heal,
     Instruction,
     Interrupt,
+    Policy,
     Progress,
     Prompt,
+    Quarantine,
     Result,
     RunSubmitted,
     Start,
     Tick,
+    Told,
     Unit,
     UnitDone,
     UnitFailed,
@@ -47,41 +53,46 @@ from comfyfleet.work import (
     WorkerInfo,
     WorkerJoined,
     WorkerLost,
+    WorkerPaused,
+    WorkerResumed,
 )
 from comfyfleet.work import RunCancelled as RunCancelledEvent
 
 if TYPE_CHECKING:
     from comfyfleet.fleet.actors import Actors
 
-T = TypeVar("T")
-
 #: How long ``close`` lets Ray shut down by itself before everything is killed.
 _CLOSE_GRACE_S = 1.3
+
+#: Whole prompts of the master's queue, which the master may take too.
+QUEUE = "queue"
+#: The worker id of the master's own process.
+MASTER = "master"
 
 
 class Fleet:
     """Workers on the given devices. Use as a context manager, or call ``start`` and ``close``.
 
-    ``private_output`` makes units bring the files home that their output nodes saved; without it
-    workers save into the host's own output folder.
+    Units bring the files home that their output nodes saved.
     """
 
-    def __init__(self, devices: Sequence[Device], host: Host, *, private_output: bool) -> None:
+    def __init__(self, devices: Sequence[Device], host: Host, policy: Policy | None = None) -> None:
         self._devices = list(devices)
         self._host = host
-        self._private_output = private_output
-        self._dispatch = Dispatch()
-        self._runs: dict[str, tuple[Run, Observer | None]] = {}
+        self._dispatch = Dispatch(policy)
+        self._runs: dict[str, tuple[Run, Observer | None, OnEnd | None]] = {}
         self._arrived: dict[tuple[str, str], Result] = {}
-        self._attempts: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._actors: Actors | None = None
         self._lending: Lending | None = None
+        self._care: Care | None = None
         self._session: Session | None = None
+        self._on_worker_lost: Callable[[str], None] = lambda worker_id: None
         self._ready: Future[None] = Future()
-        self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
-        self._thread = threading.Thread(target=self._main, daemon=True, name="comfyfleet")
+        self._loop = Loop(self._serve, self._on_fault)
+        #: What happened and what is: see ``fleet.ledger``.
+        self.ledger = Ledger(self._dispatch)
 
     def __enter__(self) -> Fleet:
         self.start()
@@ -99,7 +110,7 @@ class Fleet:
         left running.
         """
         self._session = Session()
-        self._thread.start()
+        self._loop.start()
         try:
             self._ready.result()
         except BaseException:
@@ -110,9 +121,9 @@ class Fleet:
         """Stop all workers and remove what they left. May be called twice, and after a failure."""
         if self._session is None:
             return
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(_CLOSE_GRACE_S)
+        if self._loop.alive:
+            self._loop.post(self._stop.set)
+            self._loop.join(_CLOSE_GRACE_S)
         self._session.close()
 
     @property
@@ -120,14 +131,15 @@ class Fleet:
         """The workers that are alive."""
         return list(self._actors.infos.values()) if self._actors else []
 
-    def check(self, prompt: Prompt) -> list[Problem]:
-        """What a worker's ComfyUI finds wrong with a prompt, without running it."""
-        return self._wait_for(self._check(prompt))
+    @property
+    def usable(self) -> bool:
+        """True if units can be run, now or when a worker is back."""
+        return self._loop.alive and self._care is not None and self._care.hopeful
 
     @property
     def has_idle(self) -> bool:
         """True if a worker has nothing to do."""
-        return self._wait_for(self._has_idle())
+        return self._loop.wait_for(self._has_idle())
 
     @property
     def folder(self) -> Path:
@@ -135,57 +147,103 @@ class Fleet:
         assert self._session is not None
         return self._session.folder
 
+    @property
+    def care(self) -> Care:
+        """Pause, restart, interrupt, free memory: of one worker or of all."""
+        if self._care is None:
+            raise FleetError("the fleet is not running; start it first.")
+        return self._care
+
+    def check(self, prompt: Prompt) -> list[Problem]:
+        """What a worker's ComfyUI finds wrong with a prompt, without running it."""
+        return self._loop.wait_for(self._check(prompt))
+
     def lend(self, worker_ids: Iterable[str], prompt_of: Callable[[str], Prompt]) -> list[Loan]:
         """Start a prompt on each of these workers that is idle; units do not meet them."""
-        return self._wait_for(self._lend(list(worker_ids), prompt_of))
+        return self._loop.wait_for(self._lend(list(worker_ids), prompt_of))
 
     def recall(self, loan: Loan) -> None:
         """Stop what a lent worker does; returns at once."""
         if self._lending is not None:
-            self._loop.call_soon_threadsafe(self._spawn, self._lending.recall(loan))
+            self._loop.post(self._loop.spawn, self._lending.recall(loan))
 
-    def free(self, request: dict[str, Any]) -> None:
-        """Let all workers unload models or free memory, as ComfyUI's /free; returns at once."""
-        if self._actors is not None:
-            self._loop.call_soon_threadsafe(self._spawn, self._actors.free(request))
+    def submit(
+        self,
+        units: Sequence[Unit],
+        observer: Observer | None = None,
+        *,
+        on_end: OnEnd | None = None,
+        lane: str = "",
+        priority: float = 0.0,
+    ) -> Run:
+        """Begin a run. ``units`` carry the run's id, see ``new_run_id``; see ``RunSubmitted``."""
+        run = Run(units[0].run_id if units else new_run_id(), len(units), self)
+        if not self._loop.alive:
+            raise FleetError("the fleet is not running; start it first.")
+        if units:
+            self._loop.post(self._submit, run, list(units), observer, on_end, lane, priority)
+        return run
 
-    def submit(self, units: Sequence[Unit], observer: Observer | None = None) -> Run:
-        """Begin a run. ``units`` carry the run's id, see ``new_run_id``."""
-        return self._wait_for(self._submit(list(units), observer))
+    def on_worker_lost(self, listener: Callable[[str], None]) -> None:
+        """Call this, on the fleet's loop, with the id of each worker whose process has ended."""
+        self._on_worker_lost = listener
+
+    @property
+    def node_classes(self) -> frozenset[str]:
+        """The node classes that every worker has."""
+        return self._actors.node_classes if self._actors else frozenset()
+
+    def set_policy(self, policy: Policy) -> None:
+        """Go by other numbers from now on."""
+        self._loop.post(self._set_policy, policy)
+
+    def post(self, event: Event) -> None:
+        """Tell dispatch of something."""
+        self._loop.post(self._handle, event)
+
+    # The master as a worker for its own queue; from any thread.
+
+    def join_master(self) -> None:
+        """The master may take prompts of its queue, whenever it is ready: see ``master_ready``."""
+        self.post(WorkerJoined(worker_id=MASTER, lane=QUEUE, trusted=True))
+
+    def leave_master(self) -> None:
+        """The master takes no more."""
+        self.post(WorkerLost(worker_id=MASTER, reason="it shares its queue no more"))
+
+    def master_is_ready(self) -> None:
+        """The master could take a prompt now; returns at once."""
+        self.post(WorkerResumed(worker_id=MASTER))
+
+    def retract_master(self) -> bool:
+        """The master can take no prompt any more; False if it was given one before it said so.
+
+        Raises FleetError if the fleet has ended.
+        """
+        return self._loop.wait_for(self._retract_master())
+
+    def finish_master(self, unit: Unit) -> None:
+        """The master's own ComfyUI has ended a prompt, in whatever way: it is nobody else's."""
+        self._loop.post(self._hand_in, MASTER, unit, Result(values=None))
 
     # What a Run asks; from any thread.
 
     def cancel(self, run_id: str, reason: str) -> None:
-        self._post(RunCancelledEvent(run_id=run_id, reason=reason))
+        self.post(RunCancelledEvent(run_id=run_id, reason=reason))
 
     def join_local(self, run_id: str) -> None:
-        self._post(WorkerJoined(worker_id=local_worker(run_id), only_run=run_id))
+        self.post(WorkerJoined(worker_id=local_worker(run_id), only_run=run_id))
 
     def finish_local(self, unit: Unit, result: Result) -> None:
-        worker_id = local_worker(unit.run_id)
-        self._loop.call_soon_threadsafe(self._hand_in, worker_id, unit, result)
+        self._loop.post(self._hand_in, local_worker(unit.run_id), unit, result)
 
-    # The thread.
+    # The loop.
 
-    def _main(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._serve())
-        except BaseException as error:
-            if self._ready.done():
-                self._fail_all(FleetError(f"the fleet stopped: {type(error).__name__}: {error}"))
-            else:
-                self._ready.set_exception(error)
-        finally:
-            self._drain()
-
-    def _drain(self) -> None:
-        """End what still waits on the loop, so that nothing is destroyed while pending."""
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        self._loop.close()
+    def _on_fault(self, error: Exception) -> None:
+        if self._ready.done():
+            self._fail_all(FleetError(f"the fleet stopped: {type(error).__name__}: {error}"))
+        else:
+            self._ready.set_exception(error)
 
     async def _serve(self) -> None:
         session = self._session
@@ -201,37 +259,41 @@ class Fleet:
             await asyncio.wait({stopped, started}, return_when=asyncio.FIRST_COMPLETED)
             if not stopped.done():
                 await started
-                write_record(session.folder, list(self._actors.infos.values()))
-                self._welcome(self._actors)
+                self._welcome(self._actors, session)
                 await stopped
             started.cancel()
         finally:
             self._fail_all(FleetError("the fleet was closed"))
             session.stop()
 
-    def _specs(self, session: Session) -> list[Any]:
-        folders: dict[str, Path] = {
-            name: session.worker_folder(name) for name in worker_ids(self._devices)
-        }
-        return worker_specs(
-            self._devices,
-            self._host,
-            folder_of=folders,
-            pack=pack_dir(),
-            private_output=self._private_output,
-        )
+    def _specs(self, session: Session) -> list[WorkerSpec]:
+        names = worker_ids(self._devices)
+        folders: dict[str, Path] = {name: session.worker_folder(name) for name in names}
+        return worker_specs(self._devices, self._host, folder_of=folders, pack=pack_dir())
 
-    def _welcome(self, actors: Actors) -> None:
+    def _welcome(self, actors: Actors, session: Session) -> None:
+        def record() -> None:
+            write_record(session.folder, list(actors.infos.values()), self._host.url)
+
         self._lending = Lending(actors, self._dispatch, self._handle)
+        self._care = Care(actors, self._dispatch, self._loop, self._handle_lost, record)
+        record()
         for worker_id in actors.infos:
-            self._spawn(self._watch(worker_id))
+            self._care.begin(worker_id)
             self._handle(WorkerJoined(worker_id=worker_id))
         self._ready.set_result(None)
 
-    async def _watch(self, worker_id: str) -> None:
-        assert self._actors is not None
-        reason = await self._actors.lost(worker_id)
-        self._handle(WorkerLost(worker_id=worker_id, reason=reason))
+    def _handle_lost(self, event: Event) -> None:
+        """A worker joined or was lost: its attempt is over before dispatch gives it to another."""
+        if isinstance(event, WorkerLost) and event.worker_id in self._dispatch.workers:
+            self._on_worker_lost(event.worker_id)
+            unit = self._dispatch.find_unit_on(event.worker_id)
+            if unit is not None:
+                lost = Failure(message=f"the worker was lost: {event.reason}")
+                self._tell(
+                    RunEvent(kind="failed", unit=unit, worker_id=event.worker_id, failure=lost)
+                )
+        self._handle(event)
 
     async def _lend(self, worker_ids: list[str], prompt_of: Callable[[str], Prompt]) -> list[Loan]:
         assert self._lending is not None
@@ -245,25 +307,36 @@ class Fleet:
         assert self._actors is not None
         return await self._actors.check(prompt)
 
-    async def _submit(self, units: list[Unit], observer: Observer | None) -> Run:
-        run_id = units[0].run_id if units else new_run_id()
-        run = Run(run_id, len(units), self)
-        if units:
-            self._runs[run_id] = (run, observer)
-            self._handle(RunSubmitted(run_id=run_id, units=tuple(units)))
-        return run
+    def _submit(
+        self,
+        run: Run,
+        units: list[Unit],
+        observer: Observer | None,
+        on_end: OnEnd | None,
+        lane: str,
+        priority: float,
+    ) -> None:
+        self._runs[run.id] = (run, observer, on_end)
+        event = RunSubmitted(run_id=run.id, units=tuple(units), lane=lane, priority=priority)
+        self.ledger.begin(event)
+        self._handle(event)
+
+    async def _retract_master(self) -> bool:
+        self._handle(WorkerPaused(worker_id=MASTER, reason="at work"))
+        known = MASTER in self._dispatch.workers
+        return not known or self._dispatch.find_unit_on(MASTER) is None
+
+    def _set_policy(self, policy: Policy) -> None:
+        self._obey(self._dispatch.set_policy(policy, self._loop.time()))
 
     # Events in, instructions out.
 
-    def _post(self, event: Event) -> None:
-        self._loop.call_soon_threadsafe(self._handle, event)
-
     def _handle(self, event: Event) -> None:
-        for instruction in self._dispatch.handle(event, self._loop.time()):
-            self._carry_out(instruction)
-        self._set_timer()
+        self._obey(self._dispatch.handle(event, self._loop.time()))
 
-    def _set_timer(self) -> None:
+    def _obey(self, instructions: Iterable[Instruction]) -> None:
+        for instruction in instructions:
+            self._carry_out(instruction)
         if self._timer is not None:
             self._timer.cancel()
         deadline = self._dispatch.next_deadline()
@@ -274,14 +347,16 @@ class Fleet:
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
-            case Start(worker_id=worker_id, unit=unit):
-                self._begin(worker_id, unit)
+            case Start():
+                self._begin(instruction)
             case Interrupt(worker_id=worker_id, unit_id=unit_id):
                 self._interrupt(worker_id, unit_id)
             case Deliver(unit=unit, worker_id=worker_id, seconds=seconds):
                 self._deliver(unit, worker_id, seconds)
             case Discard(unit_id=unit_id, worker_id=worker_id):
                 self._arrived.pop((worker_id, unit_id), None)
+            case Quarantine() | Heal():
+                self.ledger.note(instruction)
             case FinishRun(run_id=run_id):
                 self._end(run_id, None)
             case FailRun(run_id=run_id, message=message):
@@ -291,22 +366,26 @@ class Fleet:
             case _:
                 raise TypeError(f"unknown instruction {instruction!r}")
 
-    def _begin(self, worker_id: str, unit: Unit) -> None:
-        run, _ = self._runs[unit.run_id]
+    def _begin(self, start: Start) -> None:
+        unit, worker_id = start.unit, start.worker_id
         self._tell(RunEvent(kind="started", unit=unit, worker_id=worker_id))
+        if worker_id == MASTER:
+            return  # its run's observer knows what to do
         if worker_id == local_worker(unit.run_id):
-            run.offer(unit)
+            self._runs[unit.run_id][0].offer(unit)
         else:
-            self._spawn(self._attempt(worker_id, unit))
+            self._loop.spawn(self._attempt(worker_id, unit, start.free_first))
 
-    async def _attempt(self, worker_id: str, unit: Unit) -> None:
+    async def _attempt(self, worker_id: str, unit: Unit, free_first: bool) -> None:
         assert self._actors is not None
-        async for event in self._actors.run(worker_id, unit):
+        async for event in self._actors.run(worker_id, unit, free_first=free_first):
             match event:
                 case Progress(fraction=fraction):
                     self._progress(worker_id, unit, fraction)
+                case Told():
+                    self._tell(RunEvent(kind="told", unit=unit, worker_id=worker_id, told=event))
                 case Failure():
-                    self._handle(UnitFailed(worker_id=worker_id, unit_id=unit.id, failure=event))
+                    self._fail(worker_id, unit, event)
                 case Result():
                     self._hand_in(worker_id, unit, event)
 
@@ -314,63 +393,53 @@ class Fleet:
         self._handle(UnitProgress(worker_id=worker_id, unit_id=unit.id, fraction=fraction))
         self._tell(RunEvent(kind="progress", unit=unit, worker_id=worker_id, fraction=fraction))
 
+    def _fail(self, worker_id: str, unit: Unit, failure: Failure) -> None:
+        self._tell(RunEvent(kind="failed", unit=unit, worker_id=worker_id, failure=failure))
+        self._handle(UnitFailed(worker_id=worker_id, unit_id=unit.id, failure=failure))
+
     def _hand_in(self, worker_id: str, unit: Unit, result: Result) -> None:
         self._arrived[worker_id, unit.id] = result
         self._handle(UnitDone(worker_id=worker_id, unit_id=unit.id))
 
     def _interrupt(self, worker_id: str, unit_id: str) -> None:
         run_id = unit_id.rpartition(":")[0]
+        if worker_id == MASTER:
+            return  # its own ComfyUI was told by whoever cancelled
         if worker_id != local_worker(run_id):
             assert self._actors is not None
-            self._spawn(self._actors.interrupt(worker_id, unit_id))
+            self._loop.spawn(self._actors.interrupt(worker_id, unit_id))
         elif run_id in self._runs and self._runs[run_id][0].withdraw(unit_id):
             failure = Failure(message="withdrawn before it began")
-            event = UnitFailed(worker_id=worker_id, unit_id=unit_id, failure=failure)
-            self._loop.call_soon(self._handle, event)
+            self.post(UnitFailed(worker_id=worker_id, unit_id=unit_id, failure=failure))
 
     def _deliver(self, unit: Unit, worker_id: str, seconds: float) -> None:
-        run, _ = self._runs[unit.run_id]
         delivery = Delivery(
             unit=unit,
             worker_id=worker_id,
             seconds=seconds,
             result=self._arrived.pop((worker_id, unit.id)),
         )
-        run.deliver(delivery)
+        self._runs[unit.run_id][0].deliver(delivery)
         self._tell(RunEvent(kind="delivered", unit=unit, worker_id=worker_id, delivery=delivery))
 
     def _end(self, run_id: str, error: RunError | None) -> None:
-        run, _ = self._runs.pop(run_id)
+        run, _, on_end = self._runs.pop(run_id)
+        self.ledger.end(run_id, error)
         if self._actors is not None:
             self._actors.forget(run_id)
         run.finish(error)
+        if on_end is not None:
+            on_end(error)
 
     def _fail_all(self, error: FleetError) -> None:
         for run_id in list(self._runs):
             self._end(run_id, RunFailed(str(error)))
 
     def _tell(self, event: RunEvent) -> None:
+        self.ledger.take(event)
         entry = self._runs.get(event.unit.run_id)
         if entry is not None and entry[1] is not None:
             entry[1](event)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._attempts.add(task)
-        task.add_done_callback(self._attempt_ended)
-
-    def _attempt_ended(self, task: asyncio.Task[None]) -> None:
-        self._attempts.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # A fault of ours, not of a unit: nobody may wait for a run that can no longer end.
-            self._fail_all(FleetError(f"internal error: {type(error).__name__}: {error}"))
-            self._loop.call_exception_handler({"message": "fleet task failed", "exception": error})
-
-    def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
-        if not self._thread.is_alive():
-            work.close()
-            raise FleetError("the fleet is not running; start it first.")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
 def local_worker(run_id: str) -> str:

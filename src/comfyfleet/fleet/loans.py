@@ -18,7 +18,7 @@ from comfyfleet.work import (
     Dispatch,
     Event,
     Failure,
-    Progress,
+    Happening,
     Prompt,
     Result,
     Unit,
@@ -95,7 +95,7 @@ class Lending:
         """The loan from beginning to end."""
         worker_id = loan.worker.id
         pulse = asyncio.get_running_loop().create_task(self._feel(loan))
-        end: Progress | Failure | Result | None = None
+        end: Happening | None = None
         try:
             async for event in self._actors.run(worker_id, loan.unit):
                 end = event
@@ -119,7 +119,7 @@ class Lending:
                     return
 
 
-def _failure(loan: Loan, end: Progress | Failure | Result | None) -> Failure | None:
+def _failure(loan: Loan, end: Happening | None) -> Failure | None:
     """Why a worker stopped, by the last that came from it."""
     if isinstance(end, Result):
         return None

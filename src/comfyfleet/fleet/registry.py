@@ -26,6 +26,8 @@ class FleetRecord:
     owner_pid: int
     folder: str
     workers: tuple[WorkerInfo, ...]
+    #: Where the owner answers, if it is a ComfyUI.
+    url: str
 
 
 def sessions_root() -> Path:
@@ -33,9 +35,9 @@ def sessions_root() -> Path:
     return Path("/tmp") if os.path.isdir("/tmp") else Path(tempfile.gettempdir())
 
 
-def write_record(folder: Path, workers: Sequence[WorkerInfo]) -> None:
+def write_record(folder: Path, workers: Sequence[WorkerInfo], url: str) -> None:
     """Tell ``read_records`` of this process's fleet."""
-    record = FleetRecord(owner_pid=os.getpid(), folder=str(folder), workers=tuple(workers))
+    record = FleetRecord(owner_pid=os.getpid(), folder=str(folder), workers=tuple(workers), url=url)
     draft = folder / f"{_RECORD}.new"
     draft.write_text(json.dumps(asdict(record)), encoding="utf-8")
     draft.replace(folder / _RECORD)

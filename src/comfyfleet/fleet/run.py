@@ -6,10 +6,10 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from comfyfleet.errors import RunCancelled, RunError
-from comfyfleet.work import Result, Unit
+from comfyfleet.work import Failure, Result, Told, Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,19 +22,25 @@ class Delivery:
     result: Result
 
 
+Kind = Literal["started", "progress", "told", "failed", "delivered"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEvent:
-    """Something that happened to a unit: kind is started, progress or delivered."""
+    """Something that happened to a unit on a worker; an attempt that failed may be repeated."""
 
-    kind: str
+    kind: Kind
     unit: Unit
     worker_id: str
     fraction: float = 0.0
+    told: Told | None = None
+    failure: Failure | None = None
     delivery: Delivery | None = None
 
 
-#: Called on the fleet's thread: it must return at once.
+#: Both are called on the fleet's thread: they must return at once.
 Observer = Callable[[RunEvent], None]
+OnEnd = Callable[[RunError | None], None]
 
 
 class Engine(Protocol):

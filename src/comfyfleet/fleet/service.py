@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from comfyfleet.config import WORKERS, is_worker
+from comfyfleet.config import STAGGER, WORKERS, is_worker
 from comfyfleet.fleet.fleet import Fleet
 from comfyfleet.fleet.spec import Host
 from comfyfleet.planner import Device, choose_devices, find_devices
+from comfyfleet.work import Policy
 
 
 class Service:
@@ -41,14 +42,14 @@ class Service:
         return choose_devices(request, found, taken=[self._own_device()])
 
     def fleet(self) -> Fleet:
-        """The fleet, started if it is not, and anew if all of its workers are gone."""
+        """The fleet, started if it is not, and anew if all of its workers were given up."""
         devices = self.devices()
         with self._fleet_lock:
-            if self._fleet is not None and not self._fleet.workers:
+            if self._fleet is not None and not self._fleet.usable:
                 self._fleet.close()
                 self._fleet = None
             if self._fleet is None:
-                fleet = Fleet(devices, self._host, private_output=False)
+                fleet = Fleet(devices, self._host, Policy(stagger_s=STAGGER.read_seconds()))
                 fleet.start()
                 atexit.register(fleet.close)
                 self._fleet = fleet

@@ -45,6 +45,8 @@ class Host:
     comfyui: Path
     flags: tuple[str, ...] = ()
     cwd: Path
+    #: Where the owner's own ComfyUI answers, if it is one.
+    url: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +58,9 @@ class WorkerSpec:
     host: Host
     flags: tuple[str, ...]
     environment: Mapping[str, str | None]
+    #: Its own: output nodes save there, and the fleet takes the files.
     folder: Path
     pack: Path
-    #: Output nodes save into the worker's own folder, and the fleet takes the files from there.
-    private_output: bool
 
     @property
     def log_file(self) -> Path:
@@ -90,27 +91,21 @@ def worker_specs(
     *,
     folder_of: Mapping[str, Path],
     pack: Path,
-    private_output: bool,
 ) -> list[WorkerSpec]:
-    """One spec per device, in order; ``folder_of`` gives each worker id its own folder.
-
-    With ``private_output`` a worker saves into its own folder, from which the fleet takes the
-    files; otherwise into the host's output folder.
-    """
+    """One spec per device, in order; ``folder_of`` gives each worker id its own folder."""
     threads = max(1, (os.cpu_count() or 1) // max(1, sum(d.kind == "cpu" for d in devices)))
     return [
         WorkerSpec(
             id=name,
             device=device,
             host=host,
-            flags=_flags(device, host, folder_of[name], private_output),
+            flags=_flags(device, host, folder_of[name]),
             environment={
                 WORKER_MARK: name,
                 **device_environment(device, os.environ, threads),
             },
             folder=folder_of[name],
             pack=pack,
-            private_output=private_output,
         )
         for name, device in zip(worker_ids(devices), devices, strict=True)
     ]
@@ -131,12 +126,10 @@ def worker_ids(devices: Sequence[Device]) -> list[str]:
 _GPU_MEMORY_FLAGS = {"--gpu-only", "--highvram", "--normalvram", "--lowvram", "--novram"}
 
 
-def _flags(device: Device, host: Host, folder: Path, private_output: bool) -> tuple[str, ...]:
+def _flags(device: Device, host: Host, folder: Path) -> tuple[str, ...]:
     flags = [*inherited_flags(host.flags), "--disable-auto-launch"]
     flags += ["--temp-directory", str(folder)]
     flags += ["--database-url", f"sqlite:///{folder / 'comfyui.db'}"]
     if device.kind == "cpu":
         flags = [flag for flag in flags if flag not in _GPU_MEMORY_FLAGS] + ["--cpu"]
-    if private_output:
-        flags += ["--output-directory", str(folder / "output")]
-    return tuple(flags)
+    return (*flags, "--output-directory", str(folder / "output"))

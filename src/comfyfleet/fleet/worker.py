@@ -9,13 +9,22 @@ import sys
 import threading
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from comfyfleet.errors import ComfyFleetError, Problem, RunCancelled
 from comfyfleet.fleet.spec import WorkerSpec
-from comfyfleet.work import Failure, Packed, Progress, Result, Unit, WorkerInfo
+from comfyfleet.work import (
+    Failure,
+    Happening,
+    Packed,
+    Progress,
+    Result,
+    Told,
+    Unit,
+    WorkerInfo,
+)
 
 #: Lines of a worker's log that an error shows.
 _LOG_LINES = 25
@@ -38,7 +47,7 @@ class Worker:
             self._comfy = boot.boot(
                 spec.host.comfyui, spec.flags, pack=spec.pack, folder=spec.folder
             )
-            self._runner = self._comfy.call(_make_runner(self._comfy.url, spec.private_output))
+            self._runner = self._comfy.call(_make_runner(self._comfy.url))
         except BaseException as error:
             # Told by ``info``: a constructor's exception would reach the owner wrapped by Ray.
             traceback.print_exc()
@@ -59,30 +68,58 @@ class Worker:
             log_file=str(self._spec.log_file),
         )
 
+    def node_classes(self) -> list[str]:
+        """The classes of nodes that a prompt may have here."""
+        from comfyfleet.comfy.inventory import node_classes
+
+        return node_classes()
+
     def check(self, prompt: dict[str, Any]) -> list[Problem]:
         """ComfyUI's own validation of a prompt, without running it."""
         from comfyfleet.comfy.inventory import check_prompt
 
         return self._comfy.call(check_prompt(prompt))
 
-    def run(self, unit: Unit, stored: Mapping[str, Any]) -> Iterator[Progress | Failure | Result]:
-        """Run a unit: its progress, then one Result or one Failure.
+    def run(
+        self, unit: Unit, stored: Mapping[str, Any], *, free_first: bool = False
+    ) -> Iterator[Happening]:
+        """Run a unit: its progress (and what is told of it), then one Result or one Failure.
 
         ``stored`` is where the unit's values lie in Ray's object store.
         """
+        if free_first:
+            self.free({"unload_models": True, "free_memory": True})
         values = _fetch(stored)
-        prompt_id = str(uuid.uuid4())
+        prompt_id = unit.mirrored.prompt_id if unit.mirrored else str(uuid.uuid4())
         self._current = (unit.id, prompt_id)
-        events: queue.SimpleQueue[Progress | Failure | Result] = queue.SimpleQueue()
-        work = self._runner.run(
-            unit.prompt, prompt_id, lambda done: events.put(Progress(done)), values
-        )
+        events: queue.SimpleQueue[Happening] = queue.SimpleQueue()
+        work = self._work(unit, prompt_id, values, events.put)
         future = asyncio.run_coroutine_threadsafe(work, self._comfy.loop)
         future.add_done_callback(lambda done: events.put(_ending(done)))
-        while isinstance(event := events.get(), Progress):
+        while isinstance(event := events.get(), Progress | Told):
             yield event
         self._current = None
         yield event
+
+    def _work(
+        self,
+        unit: Unit,
+        prompt_id: str,
+        values: Mapping[str, Packed],
+        tell: Callable[[Happening], None],
+    ) -> Coroutine[Any, Any, Result]:
+        def on_progress(fraction: float) -> None:
+            tell(Progress(fraction))
+
+        if unit.mirrored is None:
+            run: Coroutine[Any, Any, Result] = self._runner.run(
+                unit.prompt, prompt_id, on_progress, values
+            )
+            return run
+        mirror: Coroutine[Any, Any, Result] = self._runner.mirror(
+            unit.prompt, unit.mirrored, on_progress, tell
+        )
+        return mirror
 
     def interrupt(self, unit_id: str) -> None:
         """Stop this unit if it is the one that runs; ``run`` then ends with a Failure."""
@@ -120,10 +157,10 @@ def _fetch(stored: Mapping[str, Any]) -> dict[str, Packed]:
     return dict(zip(stored, ray.get(list(stored.values())), strict=True))
 
 
-async def _make_runner(url: str, takes_files: bool) -> Any:
+async def _make_runner(url: str) -> Any:
     from comfyfleet.comfy.runner import Runner
 
-    return Runner(url, takes_files=takes_files)
+    return Runner(url)
 
 
 def _ending(done: Any) -> Failure | Result:

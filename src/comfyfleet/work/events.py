@@ -10,16 +10,61 @@ from comfyfleet.work.units import Failure, Unit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerJoined:
-    """A worker is ready. With ``only_run`` it serves that run alone and leaves with it."""
+    """A worker is ready.
+
+    With ``only_run`` it serves that run alone and leaves with it; with a ``lane`` it serves the
+    runs of that lane alone. What a ``trusted`` worker has in hand is never started elsewhere for
+    being late: it is the owner's own process, and cannot be taken for dead.
+    """
 
     worker_id: str
     only_run: str | None = None
+    lane: str | None = None
+    trusted: bool = False
+
+    def __post_init__(self) -> None:
+        if self.only_run is not None and self.lane is not None:
+            raise ValueError(
+                f"worker {self.worker_id} is for run {self.only_run} and for lane {self.lane!r}; "
+                "give one of them"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLost:
+    """A worker is gone. With ``returns`` it is being restarted: runs wait for it if need be.
+
+    That ends when it joins again, or is lost for good (told while it is gone).
+    """
+
     worker_id: str
     reason: str
+    returns: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPaused:
+    """The worker shall finish what it has and take nothing new; runs wait for it if need be.
+
+    It stays paused until it is resumed, even if it is lost and joins again.
+    """
+
+    worker_id: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerResumed:
+    """A paused worker may take units again."""
+
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerHealed:
+    """The owner says: try this worker again now. Ends a quarantine and forgets failures."""
+
+    worker_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +83,19 @@ class WorkerReturned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSubmitted:
-    """A run wants all of its units done. Run ids are never used twice."""
+    """A run wants all of its units done. Run ids are never used twice.
+
+    Runs of lower ``priority`` are served first, equal ones in order of submission.
+    """
 
     run_id: str
     units: tuple[Unit, ...]
+    lane: str = ""
+    priority: float = 0.0
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.priority):
+            raise ValueError(f"run {self.run_id}: priority is {self.priority}; it must be finite")
         seen = set()
         for unit in self.units:
             if unit.run_id != self.run_id:
@@ -92,8 +144,11 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
+    """Run this unit. With ``free_first`` free all memory before: it ran out of memory there."""
+
     worker_id: str
     unit: Unit
+    free_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,11 +193,30 @@ class CancelRun:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantine:
+    """The worker failed too often and takes nothing for so long; it may be lost just now."""
+
+    worker_id: str
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heal:
+    """The worker's quarantine is over; it may be lost just now."""
+
+    worker_id: str
+
+
 Event = (
     WorkerJoined
     | WorkerLost
     | WorkerLent
     | WorkerReturned
+    | WorkerPaused
+    | WorkerResumed
+    | WorkerHealed
     | RunSubmitted
     | RunCancelled
     | UnitDone
@@ -150,4 +224,6 @@ Event = (
     | UnitProgress
     | Tick
 )
-Instruction = Start | Interrupt | Deliver | Discard | FinishRun | FailRun | CancelRun
+Instruction = (
+    Start | Interrupt | Deliver | Discard | FinishRun | FailRun | CancelRun | Quarantine | Heal
+)

@@ -17,23 +17,25 @@ class Matcher:
     """The line of runs with pending units, and the rules by which idle workers take them."""
 
     def __init__(self, policy: Policy, bench: Bench, ladder: Ladder) -> None:
-        self._policy = policy
+        self.policy = policy
         self._bench = bench
         self._ladder = ladder
         self._now = -math.inf
-        #: Runs in order of submission: all with something pending, and some that just had.
+        #: By priority, then order of submission: all that have, or just had, something pending.
         self.queue: list[Run] = []
         #: Counts what may end a wait before its time.
         self._num_news = 0
-        #: When to ask again the workers that wait by the tail rule.
+        #: When to ask again the workers that wait by the tail rule, or to load a model.
         self.recheck_at: float | None = None
+        #: When a worker last began with a model that it did not hold.
+        self._last_load = -math.inf
 
     def enqueue(self, run: Run) -> None:
         """Something of the run has become pending."""
         self.end_waits()
         if not run.queued:
             run.queued = True
-            bisect.insort(self.queue, run, key=lambda queued: queued.seq)
+            bisect.insort(self.queue, run, key=lambda queued: (queued.priority, queued.seq))
 
     def end_waits(self) -> None:
         """Ask anew who should wait: there is more to do, or fewer to do it."""
@@ -54,10 +56,10 @@ class Matcher:
                 run.queued = False
 
     def _serve(self, run: Run, num_ahead: int) -> Iterator[tuple[Worker, Job]]:
-        if not self._bench.line(run.id):
+        if not self._bench.line(run):
             return
         for model in run.pool.models():
-            if self._bench.line(run.id, model):
+            if self._bench.line(run, model):
                 yield from self._hand_out(run, model, num_ahead)
         yield from self._hand_out(run, None, num_ahead)
 
@@ -66,7 +68,7 @@ class Matcher:
     ) -> Iterator[tuple[Worker, Job]]:
         """Let idle workers, fastest first, take units of the model that they hold, or of any."""
         i = 0
-        while run.pool and i < len(line := self._bench.line(run.id, model)):
+        while run.pool and i < len(line := self._bench.line(run, model)):
             slowness, _, worker = line[i]
             if self._waits(run, slowness):
                 i = bisect.bisect_left(line, math.inf, key=itemgetter(0))
@@ -77,14 +79,32 @@ class Matcher:
                 continue
             num_pending = num_ahead + len(run.pool)
             found = self._ladder.find_wait(worker, job, num_pending, self._now)
-            if found is None:
+            if found is not None:
+                self._let_wait(run, slowness, *found)
+            elif worker.model_key == job.unit.model_key or self._may_load():
                 yield worker, job
             else:
-                self._let_wait(run, slowness, *found)
+                return  # those who hold a model that is wanted have been served before
+
+    def _may_load(self) -> bool:
+        """May a worker begin with a model that it does not hold? If so, this was the one."""
+        if self.holds_back_loads:
+            self._recheck(self._last_load + self.policy.stagger_s)
+            return False
+        self._last_load = self._now
+        return True
+
+    @property
+    def holds_back_loads(self) -> bool:
+        """Has a worker just begun with a model that it did not hold?"""
+        return self._now < self._last_load + self.policy.stagger_s
+
+    def _recheck(self, at: float) -> None:
+        self.recheck_at = at if self.recheck_at is None else min(at, self.recheck_at)
 
     def _let_wait(self, run: Run, slowness: float, seconds: float, coming: Attempt) -> None:
         """Let measured workers as slow as this leave the run alone for a part of that time."""
-        until = self._now + max(self._policy.min_recheck_s, self._policy.recheck_fraction * seconds)
+        until = self._now + max(self.policy.min_recheck_s, self.policy.recheck_fraction * seconds)
         run.wait = Wait(slowness=slowness, until=until, coming=coming, news=self._num_news)
 
     def _waits(self, run: Run, slowness: float) -> bool:
@@ -94,5 +114,5 @@ class Matcher:
         if self._now >= wait.until or wait.coming.over or self._num_news != wait.news:
             run.wait = None
             return False
-        self.recheck_at = min(wait.until, self.recheck_at or wait.until)
+        self._recheck(wait.until)
         return True

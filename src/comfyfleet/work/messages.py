@@ -1,10 +1,10 @@
-"""Why a run failed, for the person who started it."""
+"""Why a run failed or a worker gets nothing, for the person who wants to know."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from comfyfleet.work.state import Job, Run
+from comfyfleet.work.state import Health, Job, Run
 
 _MAX_LISTED = 8  # a fleet of a thousand may lose hundreds
 
@@ -31,8 +31,28 @@ def unit_failed(job: Job, nobody_else: str = "") -> str:
 def unit_kills_workers(job: Job) -> str:
     return (
         f"unit {job.id} seems to kill workers: it was lost {_counted(len(job.losses), 'time')} "
-        f"with the worker that ran it: {_listed(job.losses)}"
+        f"with the worker that ran it: {_listed([f'{who} ({why})' for who, why in job.losses])}"
     )
+
+
+def unit_out_of_memory(job: Job) -> str:
+    """Who ran out of memory with it, and who failed otherwise; nobody else may take it."""
+    num = _counted(len(job.shortages), "worker")
+    again = "; once more after all memory was freed there" if job.tried_again else ""
+    ends = (*job.shortages.items(), *job.failures.items())
+    text = "\n".join(f"on worker {who}: {failure}" for who, failure in ends)
+    names = _listed(list(job.shortages))
+    return (
+        f"unit {job.id} ran out of memory on {num}: {names}{again}; nobody else may try it\n{text}"
+    )
+
+
+def quarantined(health: Health) -> str:
+    """Why a worker goes into quarantine, or goes there again."""
+    last = health.blames[-1][1]
+    if health.num_quarantines:
+        return f"it failed again after quarantine: {last}"
+    return f"it failed {_counted(len(health.blames), 'time')} in a row, the last time: {last}"
 
 
 def _listed(items: Sequence[str]) -> str:

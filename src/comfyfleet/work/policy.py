@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 
@@ -31,13 +32,29 @@ class Policy:
     recheck_fraction: float = 0.25
     #: Floor of the above: very short units must not make the engine tick in a busy loop.
     min_recheck_s: float = 0.05
+    #: Bad luck comes twice; a worker that fails thrice in a row, and alone, is broken.
+    max_worker_failures: int = 3
+    #: Long enough for another program to give back the device's memory.
+    quarantine_s: float = 30.0
+    #: Doubled with every failure after quarantine: a broken device costs one unit an hour at last.
+    max_quarantine_s: float = 3600.0
+    #: Seconds between two starts that load a model; 0: all at once. Loading eight large models
+    #: at the same time may take more of the host's memory than there is.
+    stagger_s: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not value > 0:
+            if field.name != "stagger_s" and not value > 0:
                 raise ValueError(f"{field.name} is {value}; it must be above 0")
+        if not 0 <= self.stagger_s < math.inf:
+            raise ValueError(f"stagger_s is {self.stagger_s}; it must be 0 or more")
         if self.smoothing > 1:
             raise ValueError(f"smoothing is {self.smoothing}; it must be at most 1")
         if self.hard_factor <= 1:
             raise ValueError(f"hard_factor is {self.hard_factor}; it must be above 1")
+        if self.max_quarantine_s < self.quarantine_s:
+            raise ValueError(
+                f"max_quarantine_s is {self.max_quarantine_s}; "
+                f"it must be at least quarantine_s, {self.quarantine_s}"
+            )

@@ -52,3 +52,38 @@ class Progress:
     """The done share of a running unit, 0 to 1."""
 
     fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedFile:
+    """A file in a worker's own folder: ``kind`` is output or temp, as ComfyUI calls them.
+
+    ``data`` is None if the worker has told this very file before.
+    """
+
+    kind: str
+    subfolder: str
+    name: str
+    data: bytes | None = field(repr=False)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What names the file on its worker, for as long as that lives."""
+        return (self.kind, self.subfolder, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a worker's ComfyUI told the client of a mirrored prompt, with the files it speaks of.
+
+    ``event`` is the name of a JSON event or the number of a binary one; ``HISTORY`` comes last,
+    with ComfyUI's own record of the prompt.
+    """
+
+    event: str | int
+    data: Any = field(repr=False)
+    files: tuple[SavedFile, ...] = ()
+
+
+#: No event of ComfyUI's.
+HISTORY = "comfyfleet_history"

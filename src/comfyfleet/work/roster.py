@@ -1,4 +1,4 @@
-"""The workers: who is here, who may serve a run, who is idle."""
+"""The workers: who is here or will be again, who may serve a run, who is idle."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import math
 from collections import Counter
 from collections.abc import Collection
 
-from comfyfleet.work.state import Worker
+from comfyfleet.work.events import WorkerJoined
+from comfyfleet.work.state import Run, Scope, Worker, lane_scope, run_scope
 
 #: slowness (infinite if not measured), order of joining, worker: sorts fastest first.
 Place = tuple[float, int, Worker]
@@ -21,51 +22,83 @@ def place_of(worker: Worker) -> Place:
     return (math.inf if slowness is None else slowness, worker.seq, worker)
 
 
+def _scope_of(event: WorkerJoined) -> Scope:
+    if event.only_run is not None:
+        return run_scope(event.only_run)
+    return None if event.lane is None else lane_scope(event.lane)
+
+
 class Roster:
-    """All live workers, with a count of those who serve each run."""
+    """All workers, with a count of those who serve each run, now or when they are back."""
 
     def __init__(self) -> None:
         self.workers: dict[str, Worker] = {}
-        #: only_run (None: every run) -> workers that are not stuck
-        self._num_able: Counter[str | None] = Counter()
+        #: Lost, and coming back.
+        self.absent: dict[str, Worker] = {}
+        #: Scope -> workers that are not stuck
+        self._num_able: Counter[Scope] = Counter()
         #: only_run -> its workers
         self._own: dict[str, list[Worker]] = {}
         self._order = itertools.count()
 
-    def add(self, worker_id: str, only_run: str | None) -> Worker:
-        worker = Worker(id=worker_id, seq=next(self._order), only_run=only_run)
-        self.workers[worker_id] = worker
-        self._num_able[only_run] += 1
-        if only_run is not None:
-            self._own.setdefault(only_run, []).append(worker)
+    def find(self, worker_id: str) -> Worker | None:
+        """The worker, here or coming back."""
+        return self.workers.get(worker_id) or self.absent.get(worker_id)
+
+    def add(self, event: WorkerJoined) -> Worker:
+        """Enter a new worker, or one that comes back: of that the speed is remembered."""
+        worker = self.absent.get(event.worker_id)
+        if worker is None:
+            worker = Worker(id=event.worker_id, seq=next(self._order))
+        else:
+            self.remove(worker)
+        worker.only_run, worker.scope = event.only_run, _scope_of(event)
+        worker.trusted = event.trusted
+        self.workers[worker.id] = worker
+        self._count(worker)
         return worker
 
     def remove(self, worker: Worker) -> None:
-        del self.workers[worker.id]
+        """Forget a worker that is here or was to come back."""
+        self.workers.pop(worker.id, None)
+        self.absent.pop(worker.id, None)
         if not worker.stuck:
-            self._num_able[worker.only_run] -= 1
+            self._num_able[worker.scope] -= 1
         if worker.only_run is not None:
             own = self._own[worker.only_run]
             own.remove(worker)
             if not own:
-                del self._own[worker.only_run], self._num_able[worker.only_run]
+                del self._own[worker.only_run], self._num_able[worker.scope]
 
-    def set_stuck(self, worker: Worker, stuck: bool) -> None:
-        if worker.stuck != stuck:
-            worker.stuck = stuck
-            self._num_able[worker.only_run] += -1 if stuck else 1
+    def expect(self, worker: Worker) -> None:
+        """The worker is gone, and will be back as a new process."""
+        self.remove(worker)
+        worker.stuck, worker.lent, worker.model_key = "", False, None
+        self.absent[worker.id] = worker
+        self._count(worker)
 
-    def num_able(self, run_id: str, barred: Collection[str] = ()) -> int:
+    def set_stuck(self, worker: Worker, why: str) -> None:
+        """Set why it is stuck; an empty text: it is not."""
+        if bool(worker.stuck) != bool(why):
+            self._num_able[worker.scope] += -1 if why else 1
+        worker.stuck = why
+
+    def num_able(self, run: Run, barred: Collection[str] = ()) -> int:
         """How many workers may take a unit of the run, now or when they are free."""
-        num = self._num_able[None] + self._num_able[run_id]
-        for worker_id in barred:
-            worker = self.workers.get(worker_id)
-            if worker is not None and worker.serves(run_id):
-                num -= 1
-        return num
+        num = sum(self._num_able[scope] for scope in run.scopes)
+        return num - sum(self.is_able(worker_id, run) for worker_id in barred)
+
+    def is_able(self, worker_id: str, run: Run) -> bool:
+        worker = self.find(worker_id)
+        return worker is not None and worker.serves(run)
 
     def only_for(self, run_id: str) -> list[Worker]:
         return list(self._own.get(run_id, ()))
+
+    def _count(self, worker: Worker) -> None:
+        self._num_able[worker.scope] += 1
+        if worker.only_run is not None:
+            self._own.setdefault(worker.only_run, []).append(worker)
 
     def stuck_ids(self) -> list[str]:
         return [worker.id for worker in self.workers.values() if worker.stuck]
@@ -76,8 +109,8 @@ class Bench:
 
     def __init__(self) -> None:
         self._places: dict[str, Place] = {}
-        #: (only_run, model held; None: any) -> sorted places
-        self._lines: dict[tuple[str | None, str | None], list[Place]] = {}
+        #: (scope, model held; None: any) -> sorted places
+        self._lines: dict[tuple[Scope, str | None], list[Place]] = {}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -85,16 +118,19 @@ class Bench:
     def __contains__(self, worker: Worker) -> bool:
         return worker.id in self._places
 
-    def add(self, worker: Worker) -> None:
+    def seat(self, worker: Worker) -> None:
+        """Add the worker, which is not here, if it is idle."""
+        if worker.state != "idle":
+            return
         place = self._places[worker.id] = place_of(worker)
-        for key in {(worker.only_run, None), (worker.only_run, worker.model_key)}:
+        for key in {(worker.scope, None), (worker.scope, worker.model_key)}:
             bisect.insort(self._lines.setdefault(key, []), place)
 
     def discard(self, worker: Worker) -> None:
         place = self._places.pop(worker.id, None)
         if place is None:
             return
-        for key in {(worker.only_run, None), (worker.only_run, worker.model_key)}:
+        for key in {(worker.scope, None), (worker.scope, worker.model_key)}:
             line = self._lines[key]
             del line[bisect.bisect_left(line, place)]
             if not line:
@@ -106,13 +142,14 @@ class Bench:
         worker.lent, worker.model_key = True, None
 
     def take_back(self, worker: Worker | None) -> None:
-        """A lent worker is idle again; nothing to do for one that was lost meanwhile."""
+        """A lent worker is free again; nothing to do for one that was lost meanwhile."""
         if worker is not None and worker.lent:
             worker.lent = False
-            self.add(worker)
+            self.seat(worker)
 
-    def line(self, run_id: str, model: str | None = None) -> list[Place]:
+    def line(self, run: Run, model: str | None = None) -> list[Place]:
         """Idle workers that may serve the run, and hold ``model`` if one is given."""
-        every = self._lines.get((None, model), _NOBODY)
-        own = self._lines.get((run_id, model), _NOBODY)
-        return sorted(every + own) if every and own else every or own
+        lines = [line for scope in run.scopes if (line := self._lines.get((scope, model)))]
+        if len(lines) > 1:
+            return sorted(itertools.chain(*lines))
+        return lines[0] if lines else _NOBODY

@@ -14,7 +14,7 @@ _MIN_PACE = 1e-9  # a cached result takes no time; nothing may be divided by tha
 
 class Speed:
     def __init__(self, smoothing: float) -> None:
-        self._smoothing = smoothing
+        self.smoothing = smoothing
         #: model_key -> seconds per cost on a worker of slowness 1
         self._fleet: dict[str, Estimate] = {}
 
@@ -24,7 +24,7 @@ class Speed:
             return
         pace = max(seconds / unit.cost, _MIN_PACE)
         own = worker.paces.setdefault(unit.model_key, Estimate())
-        own.update(pace, warm=warm, smoothing=self._smoothing)
+        own.update(pace, warm=warm, smoothing=self.smoothing)
         self._compare(worker, self._fleet.setdefault(unit.model_key, Estimate()), pace, warm)
 
     def knowledge(self, unit: Unit) -> int:
@@ -57,10 +57,10 @@ class Speed:
         if fleet.value is None or (warm and not fleet.warm):
             # The first sample of its kind is the yardstick: it says nothing about the worker.
             slowness = worker.slowness.value or 1.0
-            fleet.update(pace / slowness, warm=warm, smoothing=self._smoothing)
-            worker.slowness.update(slowness, warm=False, smoothing=self._smoothing)
+            fleet.update(pace / slowness, warm=warm, smoothing=self.smoothing)
+            worker.slowness.update(slowness, warm=False, smoothing=self.smoothing)
             return
         relative = pace / fleet.value
         slowness = worker.slowness.value or relative
-        worker.slowness.update(relative, warm=warm, smoothing=self._smoothing)
-        fleet.update(pace / slowness, warm=warm, smoothing=self._smoothing)
+        worker.slowness.update(relative, warm=warm, smoothing=self.smoothing)
+        fleet.update(pace / slowness, warm=warm, smoothing=self.smoothing)

@@ -14,7 +14,18 @@ from comfyfleet.work.units import Failure, Unit
 #: No sampler makes that many steps: less is noise, and would give absurd estimates.
 _MIN_PROGRESS = 1e-4
 
-WorkerState = Literal["idle", "busy", "stuck", "lent"]
+WorkerState = Literal["idle", "busy", "stuck", "lent", "paused", "quarantined"]
+
+#: Which runs a worker serves: all (None), those of a lane, or a single one.
+Scope = str | None
+
+
+def lane_scope(lane: str) -> Scope:
+    return f"lane {lane}"
+
+
+def run_scope(run_id: str) -> Scope:
+    return f"run {run_id}"
 
 
 @dataclass(slots=True)
@@ -35,22 +46,46 @@ class Estimate:
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
+class Health:
+    """What is remembered of a worker while it is restarted (see `care`)."""
+
+    #: Why its owner paused it; empty: it is not paused.
+    pause: str = ""
+    #: Why it is in quarantine; empty: it is not.
+    quarantine: str = ""
+    #: When the quarantine ends.
+    until: float = 0.0
+    #: Since the last success. One that is not in quarantine but was is on probation.
+    num_quarantines: int = 0
+    #: (unit id or nothing, why) of each failure in a row that was its own fault.
+    blames: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def takes_units(self) -> bool:
+        return not (self.pause or self.quarantine)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
 class Worker:
     id: str
     #: Order of joining: the last tie-break.
     seq: int
-    only_run: str | None
+    only_run: str | None = None
+    scope: Scope = None
+    #: Nothing that it has in hand is ever late.
+    trusted: bool = False
     #: The model_key that it ran last; None before its first unit.
     model_key: str | None = None
     attempt: Attempt | None = None
-    #: It did not answer for far too long; no units until it does.
-    stuck: bool = False
+    #: Why it is stuck: it did not answer for far too long; no units until it does. Else empty.
+    stuck: str = ""
     #: It does something that is no unit.
     lent: bool = False
     #: model_key -> seconds per cost.
     paces: dict[str, Estimate] = field(default_factory=dict)
     #: Its time for any unit, relative to the fleet's yardstick (see `speed`).
     slowness: Estimate = field(default_factory=Estimate)
+    health: Health = field(default_factory=Health)
 
     @property
     def state(self) -> WorkerState:
@@ -58,10 +93,15 @@ class Worker:
             return "stuck"
         if self.lent:
             return "lent"
-        return "idle" if self.attempt is None else "busy"
+        if self.attempt is not None:
+            return "busy"
+        if self.health.pause:
+            return "paused"
+        return "quarantined" if self.health.quarantine else "idle"
 
-    def serves(self, run_id: str) -> bool:
-        return not self.stuck and (self.only_run is None or self.only_run == run_id)
+    def serves(self, run: Run) -> bool:
+        """May it take units of the run, now or later?"""
+        return not self.stuck and self.scope in run.scopes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +119,12 @@ class Wait:
 @dataclass(slots=True, eq=False, kw_only=True)
 class Run:
     id: str
+    #: Lower comes first.
+    priority: float
     #: Order of submission.
     seq: int
+    #: Of workers that serve it.
+    scopes: tuple[Scope, Scope, Scope]
     #: Unit id -> job, all and only those not yet delivered.
     jobs: dict[str, Job] = field(default_factory=dict)
     #: Those of them that a worker may take.
@@ -106,13 +150,30 @@ class Job:
     attempts: dict[str, Attempt] = field(default_factory=dict)
     #: Worker id -> why it failed there.
     failures: dict[str, Failure] = field(default_factory=dict)
-    #: "worker (reason)" of each attempt that vanished.
-    losses: tuple[str, ...] = ()
+    #: Worker id -> how it ran out of memory there, the first one first.
+    shortages: dict[str, Failure] = field(default_factory=dict)
+    #: The one of them that may take it again, with all memory free: for want of others.
+    second_try: str | None = None
+    #: Has a second try failed?
+    tried_again: bool = False
+    #: (worker id, reason) of each attempt that vanished.
+    losses: tuple[tuple[str, str], ...] = ()
     #: (time, what, worker id)
     story: tuple[tuple[float, str, str], ...] = ()
     #: Marks its valid entry in the pool.
     token: int = 0
     done: bool = False
+
+    @property
+    def barred(self) -> frozenset[str]:
+        """Workers that may not take it (again)."""
+        short = (who for who in self.shortages if who != self.second_try)
+        return frozenset((*self.failures, *short))
+
+    @property
+    def troubled(self) -> frozenset[str]:
+        """Workers that failed with it, or were lost."""
+        return frozenset((*self.failures, *(who for who, _ in self.losses)))
 
     def was_on(self, worker_id: str) -> bool:
         return any(who == worker_id for _, _, who in self.story)

@@ -14,7 +14,7 @@ _CHUNK = 16  # workers looked at between two looks at whether the rest can matte
 
 
 class Ladder:
-    """All measured workers, fastest first."""
+    """All measured workers that will take more units, fastest first."""
 
     def __init__(self, speed: Speed) -> None:
         self._speed = speed
@@ -24,10 +24,13 @@ class Ladder:
         self._rates: list[float] = [0.0]
         self._num_changes = 0
 
+    def __contains__(self, worker: Worker) -> bool:
+        return worker.id in self._places
+
     def set(self, worker: Worker) -> None:
-        """Put the worker where its newest speed belongs."""
+        """Put the worker where its newest speed belongs, if it will take more units."""
         self.discard(worker)
-        if worker.slowness.value is not None:
+        if worker.slowness.value is not None and worker.health.takes_units:
             place = self._places[worker.id] = place_of(worker)
             bisect.insort(self._order, place)
 
@@ -73,7 +76,7 @@ class Ladder:
         # The one loop over workers there is: no call in it that can be spared.
         run, model_key = job.run, job.unit.model_key
         cost = run.pool.cost / len(run.pool)
-        scopes = (None, run.id)
+        scopes, barred = run.scopes, job.barred
         num, coming = 0, None
         for _, _, other in others:
             attempt = other.attempt
@@ -83,12 +86,12 @@ class Ladder:
             if free_at < now:
                 # One that is late by x is taken to need x more: nobody waits for it for ever.
                 free_at = now + now - free_at
-            if free_at >= until or attempt.job is job or other.only_run not in scopes:
+            if free_at >= until or attempt.job is job or other.scope not in scopes:
                 continue
             own = other.paces.get(model_key)
             pace = own.value if own is not None else self._speed.find_pace(other, model_key)
             each_s = (pace or 0.0) * cost
-            if each_s <= 0 or other.id in job.failures:
+            if each_s <= 0 or other.id in barred:
                 continue
             more = math.ceil((until - free_at) / each_s) - 1
             if more:

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from comfyfleet.work.results import Packed
+from comfyfleet.work.results import Packed, Progress, Result, Told
 
 #: A ComfyUI prompt in API format: node id -> {"class_type": str, "inputs": {...}}.
 Prompt = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirrored:
+    """A prompt as a client queued it at the master: a worker runs it so, and tells all.
+
+    ``outputs`` are the ids of the output nodes to run, ``features`` what the client understands.
+    """
+
+    prompt_id: str
+    extra_data: Mapping[str, Any] = field(repr=False)
+    outputs: tuple[str, ...]
+    features: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +39,8 @@ class Unit:
     #: Digest of the models that the prompt loads: workers that hold them are preferred.
     model_key: str = ""
     cost: float = 1.0
+    #: Set if this is a whole prompt of the master's queue.
+    mirrored: Mirrored | None = field(default=None, repr=False, compare=False)
     #: What the prompt's shipped nodes give, by digest. Equal values are one object in all units of
     #: a run, and stored once.
     values: Mapping[str, Packed] = field(default_factory=dict, repr=False, compare=False)
@@ -49,13 +64,21 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why an attempt failed, in the worker's own words."""
+    """Why an attempt failed, in the worker's own words.
+
+    ``out_of_memory`` is neither the workflow's fault nor the worker's: another may have more.
+    """
 
     message: str
     traceback: str = ""
     node_id: str | None = None
     class_type: str | None = None
+    kind: Literal["error", "out_of_memory"] = "error"
 
     def __str__(self) -> str:
         where = f"node {self.node_id} ({self.class_type}): " if self.node_id else ""
         return f"{where}{self.message}" + (f"\n{self.traceback}" if self.traceback else "")
+
+
+#: What comes from an attempt while it lasts, and what ends it.
+Happening: TypeAlias = Progress | Told | Failure | Result

@@ -1,0 +1,114 @@
+"""A worker's side of the shared queue: run a client's prompt and tell all that ComfyUI tells of it.
+
+The worker saves into a folder of its own. Files are told with the event that names them and stay
+where they are, as cached nodes may name or read them again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from comfyfleet.comfy.client import ComfyClient, Message, OnProgress
+from comfyfleet.work import HISTORY, Mirrored, Prompt, SavedFile, Told
+
+#: Bytes of told files that a worker keeps; of older ones only the names, which are never reused.
+_KEPT_BYTES = 1 << 30
+
+Tell = Callable[[Told], None]
+
+
+class Shelf:
+    """The files in this worker's own output and temp folders, and which of them have been told."""
+
+    def __init__(self, kept_bytes: int = _KEPT_BYTES) -> None:
+        self._kept_bytes = kept_bytes
+        #: Path -> time of change and size when it was told, in that order.
+        self._told: OrderedDict[str, tuple[int, int]] = OrderedDict()
+
+    def named(self, ui: Mapping[str, Any]) -> tuple[SavedFile, ...]:
+        """The files that a node's output names, each once."""
+        found = dict.fromkeys(_entries(ui))
+        return tuple(file for entry in found if (file := self._tell(*entry)) is not None)
+
+    def unnamed(self) -> tuple[SavedFile, ...]:
+        """What is new in the output folder and was not named: some nodes name nothing."""
+        base = Path(folder_paths.get_output_directory())
+        found = []
+        for path in sorted(base.rglob("*")):
+            if path.is_file() and self._told.get(str(path)) != _stamp(path):
+                subfolder = path.parent.relative_to(base).as_posix()
+                file = self._tell("output", "" if subfolder == "." else subfolder, path.name)
+                found += [file] if file is not None else []
+        return tuple(found)
+
+    def tidy(self) -> None:
+        """Empty the oldest files beyond what is kept. Their names stay taken."""
+        total = sum(size for _, size in self._told.values())
+        for name, (_, size) in list(self._told.items()):
+            if total <= self._kept_bytes:
+                return
+            if size and os.path.exists(name):
+                os.truncate(name, 0)
+                self._told[name] = _stamp(Path(name))
+            total -= size
+
+    def _tell(self, kind: str, subfolder: str, name: str) -> SavedFile | None:
+        path = Path(folder_paths.get_directory_by_type(kind)) / subfolder / name
+        if not path.is_file():
+            return None
+        stamp, known = _stamp(path), self._told.get(str(path))
+        self._told[str(path)] = stamp
+        data = None if stamp == known else path.read_bytes()
+        return SavedFile(kind=kind, subfolder=subfolder, name=name, data=data)
+
+
+class MirrorRunner:
+    """Runs mirrored prompts. Used on ComfyUI's event loop."""
+
+    def __init__(self, client: ComfyClient) -> None:
+        self._client = client
+        self._shelf = Shelf()
+
+    async def run(
+        self, prompt: Prompt, asked: Mirrored, on_progress: OnProgress, tell: Tell
+    ) -> None:
+        """Run the prompt to its end, whatever that is; see ComfyClient.run for what it raises."""
+
+        def on_message(message: Message) -> None:
+            event, data = message
+            named = event == "executed" and isinstance(data.get("output"), Mapping)
+            tell(Told(event, data, self._shelf.named(data["output"]) if named else ()))
+
+        try:
+            await self._client.run(
+                prompt, asked.prompt_id, on_progress, asked=asked, on_message=on_message
+            )
+        finally:
+            entry = await self._client.history(asked.prompt_id)
+            if entry is not None:
+                tell(Told(HISTORY, _plain(entry), self._shelf.unnamed()))
+            self._shelf.tidy()
+
+
+def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in ("outputs", "meta", "status") if key in entry}
+
+
+def _entries(ui: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for entries in ui.values():
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, Mapping) and entry.get("type") in ("output", "temp"):
+                name = entry.get("filename")
+                if isinstance(name, str):
+                    yield entry["type"], str(entry.get("subfolder", "")), name
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_mtime_ns, state.st_size

@@ -1,0 +1,193 @@
+"""ComfyUI's own queue, from which others than its own thread may take prompts too.
+
+It stands in the place of ``PromptServer.prompt_queue`` from before ComfyUI's prompt thread starts.
+Without a ``Desk`` it is ComfyUI's queue and nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import execution
+
+#: ComfyUI's entry: number, prompt id, prompt, extra data, outputs to execute, secrets.
+Item: TypeAlias = tuple[float, str, dict[str, Any], dict[str, Any], list[str], dict[str, Any]]
+
+
+class Desk(Protocol):
+    """Who decides where prompts run. All calls return at once; the queue's lock may be held."""
+
+    def is_shared(self, prompt_id: str) -> bool:
+        """May it run elsewhere? Such items are taken when the desk says so, by ``take``."""
+
+    def added(self, item: Item) -> None: ...
+
+    def taken(self, item: Item, item_id: int) -> None:
+        """The master's own thread has it now."""
+
+    def gone(self, prompt_id: str) -> None:
+        """It was deleted before anybody took it."""
+
+    def ended(self, prompt_id: str) -> None:
+        """It is in the history."""
+
+    def ready(self) -> None:
+        """The master's own thread would take a shared prompt; see ``SharedQueue.offer``."""
+
+    def retract(self) -> bool:
+        """It would not any more. False if an offer is on its way, which must be taken."""
+
+    def interrupt(self, prompt_id: str) -> bool:
+        """Stop a prompt that runs elsewhere; False if it does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What the history says of a prompt: ComfyUI's outputs and meta, and its status."""
+
+    result: Mapping[str, Any]
+    status: Mapping[str, Any]
+
+
+class SharedQueue(execution.PromptQueue):
+    """See the module. Only public methods of ComfyUI's queue are extended."""
+
+    def __init__(self, server: Any) -> None:
+        super().__init__(server)
+        self._desk: Desk | None = None
+        #: The prompt that the desk gave the master's thread.
+        self._offered: str | None = None
+
+    def share(self, desk: Desk | None) -> None:
+        """Ask this desk from now on, or nobody."""
+        with self.mutex:
+            self._desk = desk
+            self._offered = None
+            if desk is not None:
+                for item in sorted(self.queue):
+                    desk.added(item)
+            self.not_empty.notify_all()
+
+    def offer(self, prompt_id: str) -> None:
+        """The master's thread shall take this prompt; after ``Desk.ready`` only."""
+        with self.mutex:
+            self._offered = prompt_id
+            self.not_empty.notify_all()
+
+    def take(self, prompt_id: str) -> tuple[Item, int] | None:
+        """Take a prompt out, as running; None if it is not there any more."""
+        with self.mutex:
+            found = next((item for item in self.queue if item[1] == prompt_id), None)
+            if found is None:
+                return None
+            self.queue.remove(found)
+            heapq.heapify(self.queue)
+            return found, self._begin(found)
+
+    def give_back(self, item_id: int) -> None:
+        """A prompt that was taken by ``take`` waits again."""
+        with self.mutex:
+            heapq.heappush(self.queue, self.currently_running.pop(item_id))
+            self.server.queue_updated()
+
+    def finish(self, item_id: int, ending: Ending) -> None:
+        """A prompt that was taken by ``take`` has ended."""
+        status = execution.PromptQueue.ExecutionStatus(
+            status_str=ending.status["status_str"],
+            completed=ending.status["completed"],
+            messages=ending.status["messages"],
+        )
+        self.task_done(
+            item_id, dict(ending.result), status, process_item=lambda item: item[:5] + item[6:]
+        )
+
+    # ComfyUI's own.
+
+    def put(self, item: Item) -> None:
+        with self.mutex:
+            if self._desk is not None:
+                self._desk.added(item)
+            super().put(item)
+
+    def get(self, timeout: float | None = None) -> tuple[Item, int] | None:
+        desk = self._desk
+        if desk is None:
+            found: tuple[Item, int] | None = super().get(timeout)
+        else:
+            found = self._get_from(desk, timeout)
+        if found is not None and self._desk is not None:
+            self._desk.taken(*found)
+        return found
+
+    def task_done(
+        self,
+        item_id: int,
+        history_result: dict[str, Any],
+        status: Any,
+        process_item: Callable[[Any], Any] | None = None,
+    ) -> None:
+        with self.mutex:
+            prompt_id = self.currently_running[item_id][1]
+            super().task_done(item_id, history_result, status, process_item)
+            if self._desk is not None:
+                self._desk.ended(prompt_id)
+
+    def wipe_queue(self) -> None:
+        with self.mutex:
+            gone = [item[1] for item in self.queue]
+            super().wipe_queue()
+            self._tell_gone(gone)
+
+    def delete_queue_item(self, function: Callable[[Item], bool]) -> bool:
+        with self.mutex:
+            before = {item[1] for item in self.queue}
+            deleted: bool = super().delete_queue_item(function)
+            self._tell_gone(sorted(before - {item[1] for item in self.queue}))
+            return deleted
+
+    def interrupt_if_running(self, prompt_id: str) -> bool:
+        """As newer ComfyUI has it, for prompts that run elsewhere too."""
+        if self._desk is not None and self._desk.interrupt(prompt_id):
+            return True
+        stopped: bool = super().interrupt_if_running(prompt_id)
+        return stopped
+
+    def _tell_gone(self, prompt_ids: list[str]) -> None:
+        for prompt_id in prompt_ids if self._desk is not None else ():
+            assert self._desk is not None
+            self._desk.gone(prompt_id)
+
+    def _get_from(self, desk: Desk, timeout: float | None) -> tuple[Item, int] | None:
+        """What only the master may run, else what the desk offers; None if there is nothing now."""
+        with self.mutex:
+            own = self._take_own(desk)
+            if own is not None:
+                return own
+            desk.ready()
+            if self._offered is None:
+                self.not_empty.wait(timeout)
+        # Without the lock, which an offer needs.
+        retracted = desk.retract()
+        with self.mutex:
+            while not retracted and self._offered is None and self._desk is desk:
+                self.not_empty.wait()
+            if self._offered is not None:
+                offered, self._offered = self._offered, None
+                return self.take(offered)
+            return self._take_own(desk) if self._desk is desk else None
+
+    def _take_own(self, desk: Desk) -> tuple[Item, int] | None:
+        """The next prompt that only the master may run."""
+        own = [item for item in self.queue if not desk.is_shared(item[1])]
+        return self.take(min(own)[1]) if own else None
+
+    def _begin(self, item: Item) -> int:
+        item_id: int = self.task_counter
+        self.currently_running[item_id] = copy.deepcopy(item)
+        self.task_counter += 1
+        self.server.queue_updated()
+        return item_id

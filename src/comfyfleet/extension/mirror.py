@@ -1,0 +1,266 @@
+"""One prompt of the shared queue on its way over the workers, as its client shall see it.
+
+Whoever runs it, and however often, the client sees one run: each event once, files in the master's
+own folders, one entry in the history. Of several attempts the *front* one is shown; another that
+wins instead is shown in its place, with what it had told so far.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import server
+
+from comfyfleet.comfy.places import Entry, Places
+from comfyfleet.comfy.queue import Ending, Item, SharedQueue
+from comfyfleet.errors import RunCancelled, RunError
+from comfyfleet.extension.book import Book
+from comfyfleet.fleet import MASTER, RunEvent
+from comfyfleet.work import HISTORY, SavedFile, Told, Unit
+
+logger = logging.getLogger(__name__)
+
+#: Said when the prompt has really ended, and not when an attempt has.
+_LAST_WORDS = ("execution_error", "execution_interrupted", "execution_success")
+
+
+class Names:
+    """What the workers' files are called here. One for all mirrors."""
+
+    def __init__(self) -> None:
+        #: Worker id -> its name of a file -> ours.
+        self._entries: dict[str, dict[Entry, Entry]] = {}
+
+    def note(self, worker_id: str, theirs: Entry, ours: Entry) -> None:
+        self._entries.setdefault(worker_id, {})[theirs] = ours
+
+    def forget(self, worker_id: str) -> None:
+        """Its process is another one now, which begins to count anew."""
+        self._entries.pop(worker_id, None)
+
+    def translated(self, worker_id: str, ui: Mapping[str, Any]) -> dict[str, Any]:
+        """A node's output with our names of files."""
+        known = self._entries.get(worker_id, {})
+        return {
+            key: [_renamed(entry, known) for entry in value] if isinstance(value, list) else value
+            for key, value in ui.items()
+        }
+
+
+class Mirror:
+    """One prompt. ``observe`` and ``end`` are called by the fleet; the rest happens in a thread."""
+
+    def __init__(
+        self,
+        item: Item,
+        unit: Unit,
+        queue_: SharedQueue,
+        places: Places,
+        names: Names,
+        book: Book,
+    ) -> None:
+        self.item = item
+        self.unit = unit
+        #: The worker whose attempt is shown; empty before the first.
+        self.front = ""
+        #: The master's own thread was given it.
+        self.with_master = False
+        #: "node/ordinal" -> where its file lies.
+        self.placed: dict[str, Entry] = {}
+        self._queue = queue_
+        self._places = places
+        self._names = names
+        self._book = book
+        self._item_id: int | None = None
+        self._begun = False
+        #: Worker id -> what it told and nobody has seen yet.
+        self._told: dict[str, list[Told]] = {}
+        self._history: tuple[str, dict[str, Any]] | None = None
+        #: Why what a worker told could not be taken.
+        self._fault: Exception | None = None
+        self._numbers: dict[str, dict[str, int]] = {}
+        self._events: queue.SimpleQueue[RunEvent | RunError | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def prompt_id(self) -> str:
+        return self.item[1]
+
+    @property
+    def taken(self) -> bool:
+        """True once a worker has it."""
+        return self._item_id is not None
+
+    # The fleet's side: at once.
+
+    def observe(self, event: RunEvent) -> None:
+        """Something happened to the unit."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+        self._events.put(event)
+
+    def end(self, error: RunError | None) -> None:
+        """The run is over."""
+        if self._thread is not None:
+            self._events.put(error)
+
+    # The thread.
+
+    def _work(self) -> None:
+        while isinstance(event := self._events.get(), RunEvent):
+            try:
+                self._take(event)
+            except Exception as error:
+                logger.exception("prompt %s: a worker's result could not be taken", self.prompt_id)
+                self._fault = error
+        self._finish(event)
+
+    def _take(self, event: RunEvent) -> None:
+        match event.kind:
+            case "started":
+                self._start(event.worker_id)
+            case "told":
+                assert event.told is not None
+                self._told[event.worker_id].append(event.told)
+                if event.worker_id == self.front:
+                    self._show(event.worker_id)
+            case "failed":
+                self._told.pop(event.worker_id, None)
+                self._numbers.pop(event.worker_id, None)
+                if event.worker_id == self.front:
+                    self.front = next(iter(self._told), "")
+                    self._show(self.front)
+            case "delivered" if event.worker_id != MASTER:
+                self.front = event.worker_id
+                self._show(self.front)
+
+    def _start(self, worker_id: str) -> None:
+        if worker_id == MASTER:
+            self._hand_to_master()
+            return
+        self._told[worker_id] = []
+        self.front = self.front or worker_id
+        if self._item_id is None:
+            taken = self._queue.take(self.prompt_id)
+            if taken is not None:  # else it was deleted, and the run's end is on its way
+                self._item_id = taken[1]
+                self._book.start(self.prompt_id)
+
+    def _hand_to_master(self) -> None:
+        """From now on it is an ordinary prompt of this ComfyUI."""
+        for entry in self.placed.values():
+            self._places.remove(entry)
+        self.placed.clear()
+        if self._item_id is not None:
+            self._queue.give_back(self._item_id)
+            self._item_id = None
+        self.with_master = True
+        self._queue.offer(self.prompt_id)
+
+    def _show(self, worker_id: str) -> None:
+        """Show what the worker has told and nobody has seen."""
+        told = self._told.get(worker_id, [])
+        while told:
+            self._show_one(worker_id, told.pop(0))
+
+    def _show_one(self, worker_id: str, told: Told) -> None:
+        event, data = told.event, told.data
+        node_id = str(data.get("node", "")) if isinstance(data, Mapping) else ""
+        for number, file in enumerate(told.files):
+            self._place(worker_id, f"{node_id}/{number}", file)
+        if event == HISTORY:
+            self._history = (worker_id, data)
+        elif event == "executed" and isinstance(data.get("output"), Mapping):
+            output = self._names.translated(worker_id, data["output"])
+            self._send("executed", {**data, "output": output})
+        elif event not in _LAST_WORDS and (event != "execution_start" or not self._begun):
+            self._begun = True
+            self._send(event, data)
+
+    def _place(self, worker_id: str, key: str, file: SavedFile) -> None:
+        if file.data is None:
+            return
+        numbers = self._numbers.setdefault(worker_id, {})
+        entry = self._places.place(file, numbers, self.placed.get(key))
+        self.placed[key] = entry
+        self._names.note(worker_id, file.key, entry)
+        self._book.place(self.prompt_id, key, entry)
+
+    def _send(self, event: str | int, data: Any) -> None:
+        client_id = self.item[3].get("client_id")
+        instance = server.PromptServer.instance
+        if isinstance(event, str):
+            if client_id is not None or event == "execution_interrupted":
+                instance.send_sync(event, data, client_id)
+        elif client_id is not None:
+            asyncio.run_coroutine_threadsafe(
+                instance.send_bytes(event, data, client_id), instance.loop
+            )
+
+    # The end.
+
+    def _finish(self, error: RunError | None) -> None:
+        if self._item_id is None:
+            return  # the master has it, or it was deleted
+        if error is not None:
+            logger.warning("prompt %s: %s", self.prompt_id, error)
+        ending = self._ending(error)
+        last = ending.status["messages"][-1]
+        if last[0] in _LAST_WORDS:
+            self._send(*last)
+        self._queue.finish(self._item_id, ending)
+        self._send("executing", {"node": None, "prompt_id": self.prompt_id})
+
+    def _ending(self, error: RunError | None) -> Ending:
+        if isinstance(error, RunCancelled):
+            return self._ending_by("execution_interrupted", _stopped(self.prompt_id))
+        worker_id, history = self._history or ("", {})
+        status = history.get("status") or {}
+        told_well = status.get("completed") is (error is None)
+        if told_well and (error is not None or self._fault is None):
+            outputs = {
+                node_id: self._names.translated(worker_id, ui)
+                for node_id, ui in history["outputs"].items()
+            }
+            result = {key: history[key] for key in history if key != "status"}
+            return Ending({**result, "outputs": outputs}, status)
+        told = error or self._fault or RuntimeError("the worker sent no history of this prompt.")
+        return self._ending_by("execution_error", _error(self.prompt_id, told))
+
+    def _ending_by(self, event: str, data: dict[str, Any]) -> Ending:
+        data = {**data, "timestamp": int(time.time() * 1000)}
+        status = {"status_str": "error", "completed": False, "messages": [[event, data]]}
+        return Ending({"outputs": {}, "meta": {}}, status)
+
+
+def _renamed(entry: Any, known: Mapping[Entry, Entry]) -> Any:
+    if not isinstance(entry, Mapping) or "filename" not in entry:
+        return entry
+    theirs = (entry.get("type", ""), entry.get("subfolder", ""), entry["filename"])
+    if theirs not in known:
+        return entry
+    kind, subfolder, name = known[theirs]
+    return {**entry, "type": kind, "subfolder": subfolder, "filename": name}
+
+
+def _stopped(prompt_id: str) -> dict[str, Any]:
+    return {"prompt_id": prompt_id, "node_id": None, "node_type": None, "executed": []}
+
+
+def _error(prompt_id: str, error: BaseException) -> dict[str, Any]:
+    """As ComfyUI tells of an error, for one that no node raised."""
+    return {
+        **_stopped(prompt_id),
+        "exception_message": str(error),
+        "exception_type": type(error).__name__,
+        "traceback": [],
+        "current_inputs": {},
+        "current_outputs": [],
+    }

@@ -1,0 +1,112 @@
+"""Our routes: what the owner does with the fleet. JSON in, JSON out, all below /comfyfleet/v1."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import server
+from aiohttp import web
+
+from comfyfleet.errors import ComfyFleetError, InputError
+from comfyfleet.extension.master import master
+from comfyfleet.extension.switch import Switch
+from comfyfleet.fleet import Care
+
+BASE = "/comfyfleet/v1"
+
+#: What may be done with one worker.
+ACTIONS: Mapping[str, Callable[[Care, str], None]] = {
+    "enable": lambda care, worker_id: care.resume(worker_id),
+    "disable": lambda care, worker_id: care.pause(worker_id),
+    "restart": lambda care, worker_id: care.restart(worker_id),
+    "interrupt": lambda care, worker_id: care.interrupt(worker_id),
+    "free": lambda care, worker_id: care.free(
+        {"unload_models": True, "free_memory": True}, worker_id
+    ),
+}
+
+Answer = Callable[[web.Request], Awaitable[dict[str, Any]]]
+
+
+def install() -> None:
+    """Add the routes; before ComfyUI's server starts."""
+    routes = server.PromptServer.instance.routes
+    routes.post(f"{BASE}/share")(_told(_share))
+    routes.post(f"{BASE}/workers/{{worker}}/{{action}}")(_told(_act))
+
+
+def _told(answer: Answer) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """Errors of ours as status and sentence."""
+
+    async def handle(request: web.Request) -> web.Response:
+        try:
+            return web.json_response(await answer(request))
+        except InputError as error:
+            return web.json_response({"error": str(error)}, status=400)
+        except ComfyFleetError as error:
+            return web.json_response({"error": str(error)}, status=503)
+
+    return handle
+
+
+async def _share(request: web.Request) -> dict[str, Any]:
+    """{"on": true or false, "master_computes": true, false or absent}"""
+    body = await _body(request)
+    on, computes = _boolean(body, "on"), _boolean(body, "master_computes", None)
+    if on is None:
+        raise InputError('give {"on": true} or {"on": false}.')
+    await asyncio.to_thread(_switch_to, on, computes)
+    return state_of_sharing()
+
+
+def state_of_sharing() -> dict[str, Any]:
+    """Is the queue shared, and what should its owner know?"""
+    found = _switch()
+    return {"on": found.on, "master_computes": found.master_computes, "note": found.note}
+
+
+async def _act(request: web.Request) -> dict[str, Any]:
+    """One of ACTIONS, on one worker or on all."""
+    worker_id, action = request.match_info["worker"], request.match_info["action"]
+    if action not in ACTIONS:
+        raise InputError(f"no action is called {action!r}; choose one of {', '.join(ACTIONS)}.")
+    fleet = master().running_fleet()
+    known = fleet.care.worker_ids
+    if worker_id not in ("all", *known):
+        raise InputError(f"no worker is called {worker_id!r}; choose all, {', '.join(known)}.")
+    wanted = known if worker_id == "all" else [worker_id]
+    for name in wanted:
+        ACTIONS[action](fleet.care, name)
+    return {"workers": wanted, "action": action}
+
+
+def _switch_to(on: bool, master_computes: bool | None) -> None:
+    if on:
+        _switch().turn_on(master_computes=master_computes)
+    else:
+        _switch().turn_off()
+
+
+def _switch() -> Switch:
+    found = master().switch
+    assert found is not None, "routes are installed where the queue is watched"
+    return found
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    try:
+        body = await request.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise InputError("the body must be a JSON object.")
+    return body
+
+
+def _boolean(body: Mapping[str, Any], name: str, default: bool | None = None) -> bool | None:
+    value = body.get(name, default)
+    if value is not None and not isinstance(value, bool):
+        raise InputError(f"{name} is {value!r}; give true or false.")
+    return value

@@ -1,0 +1,189 @@
+"""The shared queue: prompts that anybody queues at this ComfyUI go to the next free device.
+
+A prompt that workers may run is mirrored as a run of one unit. It stays in ComfyUI's queue until
+dispatch starts it somewhere, so whatever is done to the queue meanwhile is ComfyUI's own doing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import server
+
+from comfyfleet.comfy.places import Places
+from comfyfleet.comfy.queue import Item, SharedQueue
+from comfyfleet.errors import FleetError
+from comfyfleet.extension.book import Book
+from comfyfleet.extension.mirror import Mirror, Names
+from comfyfleet.fleet import QUEUE, Fleet, new_run_id
+from comfyfleet.graph import model_key
+from comfyfleet.work import Mirrored, Unit
+
+logger = logging.getLogger(__name__)
+
+#: Nodes that use the whole fleet by themselves: their prompts stay with the master.
+_FLEET_CLASSES = frozenset(
+    {
+        "FleetCollector", "FleetParallelModel", "FleetBranch", "FleetSplit",
+        "DistributedCollector",
+    }
+)  # fmt: skip
+#: ComfyUI's marks on names of files that only the master has.
+_OWN_FILES = ("[output]", "[temp]")
+
+
+class Sharing:
+    """Decides which prompts are shared, and has the mirrors of those. Implements ``Desk``."""
+
+    def __init__(self, queue: SharedQueue, places: Places, book: Book) -> None:
+        self._queue = queue
+        self._places = places
+        self._book = book
+        self._names = Names()
+        self._fleet: Fleet | None = None
+        self._mirrors: dict[str, Mirror] = {}
+        #: Does the master compute too, and is its thread known to dispatch?
+        self.master_computes = True
+        self._joined = False
+
+    @property
+    def on(self) -> bool:
+        return self._fleet is not None
+
+    def start(self, fleet: Fleet, *, master_computes: bool) -> None:
+        """Share from now on what is, and what will be, in the queue."""
+        self.master_computes, self._joined = master_computes, False
+        self._fleet = fleet
+        fleet.on_worker_lost(self._names.forget)
+        self._queue.share(self)
+
+    def stop(self) -> None:
+        """Give back what no worker has begun; what runs elsewhere goes on to its end."""
+        self._queue.share(None)
+        for mirror in self._all():
+            if not mirror.taken:
+                self._drop(mirror.prompt_id, "the queue is not shared any more")
+        fleet, self._fleet = self._fleet, None
+        if fleet is not None and self._joined:
+            fleet.leave_master()
+
+    def interrupt_all(self) -> None:
+        """Stop all prompts that run on workers."""
+        for mirror in self._all():
+            if mirror.taken:
+                self.interrupt(mirror.prompt_id)
+
+    # Desk.
+
+    def is_shared(self, prompt_id: str) -> bool:
+        return prompt_id in self._mirrors
+
+    def added(self, item: Item) -> None:
+        self._book.put(item)
+        fleet = self._fleet
+        if fleet is None or not _is_free(item[2], fleet.node_classes):
+            return
+        unit = _unit(item)
+        mirror = Mirror(item, unit, self._queue, self._places, self._names, self._book)
+        mirror.placed.update(self._book.placed(item[1]))
+        self._mirrors[item[1]] = mirror
+
+        try:
+            fleet.submit([unit], mirror.observe, on_end=mirror.end, lane=QUEUE, priority=item[0])
+        except FleetError:
+            logger.warning("the fleet is gone: prompt %s stays here", item[1], exc_info=True)
+            del self._mirrors[item[1]]
+
+    def taken(self, item: Item, item_id: int) -> None:
+        self._book.start(item[1])
+        mirror = self._mirrors.get(item[1])
+        if mirror is not None and not mirror.with_master:
+            self._drop(item[1], "the master took it before it was shared")
+
+    def gone(self, prompt_id: str) -> None:
+        self._book.end(prompt_id)
+        self._drop(prompt_id, "deleted from the queue")
+
+    def ended(self, prompt_id: str) -> None:
+        self._book.end(prompt_id)
+        mirror, fleet = self._mirrors.pop(prompt_id, None), self._fleet
+        if mirror is not None and fleet is not None and not mirror.taken:
+            fleet.finish_master(mirror.unit)
+
+    def ready(self) -> None:
+        fleet = self._fleet
+        if fleet is None or not self.master_computes:
+            return
+        if not self._joined:
+            self._joined = True
+            fleet.join_master()
+        fleet.master_is_ready()
+
+    def retract(self) -> bool:
+        fleet = self._fleet
+        if fleet is None or not self._joined:
+            return True
+        try:
+            return fleet.retract_master()
+        except FleetError:
+            return True
+
+    def interrupt(self, prompt_id: str) -> bool:
+        mirror = self._mirrors.get(prompt_id)
+        if mirror is None or not mirror.taken:
+            return False
+        self._cancel(mirror, "interrupted")
+        return True
+
+    def _drop(self, prompt_id: str, reason: str) -> None:
+        mirror = self._mirrors.pop(prompt_id, None)
+        if mirror is not None:
+            self._cancel(mirror, reason)
+
+    def _cancel(self, mirror: Mirror, reason: str) -> None:
+        if self._fleet is not None:
+            self._fleet.cancel(mirror.unit.run_id, reason)
+
+    def _all(self) -> list[Mirror]:
+        return list(self._mirrors.values())
+
+
+def _unit(item: Item) -> Unit:
+    _, prompt_id, prompt, extra_data, outputs, secrets = item
+    client = server.PromptServer.instance.sockets_metadata.get(extra_data.get("client_id"), {})
+    mirrored = Mirrored(
+        prompt_id=prompt_id,
+        extra_data={**extra_data, **secrets},
+        outputs=tuple(outputs),
+        features=client.get("feature_flags", {}),
+    )
+    return Unit(
+        run_id=new_run_id(),
+        index=0,
+        prompt=prompt,
+        model_key=model_key(prompt),
+        mirrored=mirrored,
+    )
+
+
+def _is_free(prompt: Mapping[str, Any], known: frozenset[str]) -> bool:
+    """May a worker run it? It needs the nodes, and files that it can see."""
+    classes = {node["class_type"] for node in prompt.values()}
+    return (
+        classes <= known
+        and not classes & _FLEET_CLASSES
+        and not any(text.endswith(_OWN_FILES) for text in _texts(prompt))
+    )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from _texts(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _texts(entry)

@@ -1,0 +1,138 @@
+"""Sharing of the queue, switched on and off: by a setting, a route or the command."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import server
+
+from comfyfleet.comfy.places import Places
+from comfyfleet.comfy.queue import SharedQueue
+from comfyfleet.config import JOURNAL, MASTER_COMPUTES
+from comfyfleet.errors import ComfyFleetError, InputError
+from comfyfleet.extension.book import Book
+from comfyfleet.extension.sharing import Sharing
+from comfyfleet.fleet import Service
+from comfyfleet.fleet.journal import Journal
+
+logger = logging.getLogger(__name__)
+
+
+class Switch:
+    """Holds the shared queue of this ComfyUI. Thread-safe."""
+
+    def __init__(self, queue: SharedQueue, places: Places, service: Service) -> None:
+        self._queue = queue
+        self._places = places
+        self._service = service
+        self._lock = threading.Lock()
+        self._sharing: Sharing | None = None
+        self._book = Book(None)
+        self._fault = ""
+
+    @property
+    def on(self) -> bool:
+        """Is the queue shared?"""
+        return self._sharing is not None
+
+    @property
+    def master_computes(self) -> bool:
+        """Does the master take prompts that workers could run?"""
+        return self._sharing is not None and self._sharing.master_computes
+
+    @property
+    def note(self) -> str:
+        """What the owner should know: why it is off, or what is wrong with the journal."""
+        return self._fault or self._book.note
+
+    def turn_on(self, *, master_computes: bool | None = None) -> None:
+        """Share the queue; starts the fleet if need be, which takes seconds.
+
+        Raises ComfyFleetError, and then the queue is as it was.
+        """
+        with self._lock:
+            self._turn_off()
+            try:
+                self._turn_on(master_computes)
+            except ComfyFleetError as error:
+                self._fault = str(error)
+                raise
+
+    def turn_on_soon(self) -> None:
+        """``turn_on`` in a thread; what goes wrong is logged, and told by ``note``."""
+        threading.Thread(target=self._turn_on_or_log, daemon=True).start()
+
+    def turn_off(self) -> None:
+        """Leave the queue to the master; what workers have in hand is finished."""
+        with self._lock:
+            self._turn_off()
+
+    def interrupt(self, prompt_id: str | None) -> bool:
+        """Stop this prompt if it runs on a worker, or all that do; False if this one does not."""
+        sharing = self._sharing
+        if sharing is None:
+            return False
+        if prompt_id is None:
+            sharing.interrupt_all()
+            return True
+        return sharing.interrupt(prompt_id)
+
+    def _turn_on_or_log(self) -> None:
+        try:
+            self.turn_on()
+        except ComfyFleetError as error:
+            logger.error("the queue is not shared: %s", error)
+
+    def _turn_on(self, master_computes: bool | None) -> None:
+        if not self._service.devices():
+            raise InputError(
+                "the fleet has no worker to share the queue with: set COMFYFLEET_WORKERS to "
+                "devices for workers."
+            )
+        computes = MASTER_COMPUTES.read_switch() if master_computes is None else master_computes
+        book = Book(_journal() if JOURNAL.read_switch() else None)
+        try:
+            fleet = self._service.fleet()
+        except BaseException:
+            book.close()
+            raise
+        sharing = Sharing(self._queue, self._places, book)
+        sharing.start(fleet, master_computes=computes)
+        self._sharing, self._book, self._fault = sharing, book, ""
+        self._restore(book)
+
+    def _turn_off(self) -> None:
+        if self._sharing is not None:
+            self._sharing.stop()
+            self._book.close()
+            self._sharing, self._book = None, Book(None)
+
+    def _restore(self, book: Book) -> None:
+        """Queue again what an earlier master has left."""
+        instance = server.PromptServer.instance
+        running, queued = self._queue.get_current_queue_volatile()
+        known = {item[1] for item in (*running, *queued)}
+        left = [item for item in book.unfinished() if item[1] not in known]
+        for item in left:
+            instance.number = max(instance.number, int(item[0]) + 1)
+            self._queue.put(item)
+        if left:
+            logger.info("%d prompts of an earlier run of ComfyUI are queued again", len(left))
+
+
+def _journal() -> Journal:
+    folder = Path(folder_paths.get_user_directory()) / "comfyfleet"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Journal(folder / "queue.sqlite3")
+
+
+def shared_queue() -> SharedQueue:
+    """Put a queue that can be shared in the place of ComfyUI's; before its prompt thread starts."""
+    instance: Any = server.PromptServer.instance
+    instance.prompt_queue = SharedQueue(instance)
+    queue: SharedQueue = instance.prompt_queue
+    return queue

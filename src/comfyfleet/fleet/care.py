@@ -1,0 +1,147 @@
+"""Care of the workers: notice that one is gone, start it again, and do what the owner asks.
+
+Public methods may be called from any thread and return at once, but for what is said otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from comfyfleet.errors import WorkerStartError
+from comfyfleet.fleet.loop import Loop
+from comfyfleet.work import (
+    Dispatch,
+    Event,
+    WorkerHealed,
+    WorkerJoined,
+    WorkerLost,
+    WorkerPaused,
+    WorkerResumed,
+)
+
+if TYPE_CHECKING:
+    from comfyfleet.fleet.actors import Actors
+
+#: Seconds before a lost worker is started again: the first time at once, as it is mostly an
+#: accident; a worker that goes on dying gets ever longer pauses, and is given up in the end.
+BACK_OFF_S = (0.0, 2.0, 10.0, 30.0, 60.0)
+#: A worker that lived for so long starts from the beginning of these.
+_STEADY_S = 600.0
+
+
+class Care:
+    """Watches the workers of one fleet."""
+
+    def __init__(
+        self,
+        actors: Actors,
+        dispatch: Dispatch,
+        loop: Loop,
+        handle: Callable[[Event], None],
+        record: Callable[[], None],
+    ) -> None:
+        """``handle`` gets what happens to workers; ``record`` is called when others are there."""
+        self._actors = actors
+        self._dispatch = dispatch
+        self._loop = loop
+        self._handle = handle
+        self._record = record
+        #: Worker id -> losses in a row, and since when it lives.
+        self._losses: dict[str, int] = {}
+        self._since: dict[str, float] = {}
+        self._given_up: dict[str, str] = {}
+
+    @property
+    def worker_ids(self) -> list[str]:
+        """All workers that the fleet was made with."""
+        return self._actors.ids
+
+    @property
+    def hopeful(self) -> bool:
+        """True while a worker is there or will be."""
+        return len(self._given_up) < len(self._actors.ids)
+
+    @property
+    def given_up(self) -> dict[str, str]:
+        """Workers that will not come back by themselves, and why."""
+        return dict(self._given_up)
+
+    # What the owner asks.
+
+    def pause(self, worker_id: str, reason: str = "switched off by its owner") -> None:
+        """Give it nothing new; what it has in hand is finished."""
+        self._loop.post(self._handle, WorkerPaused(worker_id=worker_id, reason=reason))
+
+    def resume(self, worker_id: str) -> None:
+        """Let it work again, also if it was quarantined."""
+        self._loop.post(self._handle, WorkerResumed(worker_id=worker_id))
+        self._loop.post(self._handle, WorkerHealed(worker_id=worker_id))
+
+    def restart(self, worker_id: str) -> None:
+        """End its process and start it anew; what it has in hand is run elsewhere, or again."""
+        self._loop.post(self._kill, worker_id)
+
+    def interrupt(self, worker_id: str) -> None:
+        """Stop what it has in hand as a failure of this attempt's run: its run is cancelled."""
+        self._loop.post(self._interrupt, worker_id)
+
+    def free(self, request: dict[str, Any], worker_id: str | None = None) -> None:
+        """Let one or all workers unload models or free memory, as ComfyUI's /free."""
+        self._loop.post(self._loop.spawn, self._actors.free(request, worker_id))
+
+    # On the loop.
+
+    def begin(self, worker_id: str) -> None:
+        """Watch a worker that has just come up."""
+        self._since[worker_id] = self._loop.time()
+        self._loop.spawn(self._watch(worker_id))
+
+    async def _watch(self, worker_id: str) -> None:
+        reason = await self._actors.lost(worker_id)
+        self._record()
+        if self._loop.time() - self._since[worker_id] > _STEADY_S:
+            self._losses[worker_id] = 0
+        await self._revive(worker_id, reason)
+
+    async def _revive(self, worker_id: str, reason: str) -> None:
+        """Start a lost worker again, after a pause each time, until it comes or is given up."""
+        while (num := self._losses.get(worker_id, 0)) < len(BACK_OFF_S):
+            self._losses[worker_id] = num + 1
+            self._handle(WorkerLost(worker_id=worker_id, reason=reason, returns=True))
+            await asyncio.sleep(BACK_OFF_S[num])
+            try:
+                await self._actors.restart(worker_id)
+            except WorkerStartError as error:
+                reason = str(error)
+                continue
+            self._record()
+            self.begin(worker_id)
+            self._handle(WorkerJoined(worker_id=worker_id))
+            return
+        self._given_up[worker_id] = reason
+        self._handle(WorkerLost(worker_id=worker_id, reason=reason))
+
+    def _kill(self, worker_id: str) -> None:
+        info = self._actors.infos.get(worker_id)
+        if info is not None:
+            self._losses[worker_id] = 0
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(info.pid, signal.SIGKILL)
+        elif worker_id in self._given_up:
+            reason = self._given_up.pop(worker_id)
+            self._losses[worker_id] = 0
+            self._loop.spawn(self._revive(worker_id, reason))
+
+    def _interrupt(self, worker_id: str) -> None:
+        from comfyfleet.work import RunCancelled
+
+        if worker_id in self._dispatch.workers:
+            unit = self._dispatch.find_unit_on(worker_id)
+            if unit is not None:
+                reason = f"interrupted on worker {worker_id}"
+                self._handle(RunCancelled(run_id=unit.run_id, reason=reason))
