@@ -6,8 +6,8 @@ No function changes what it is given; results share the nodes that did not chang
 from __future__ import annotations
 
 from comfyfleet.graph.border import (
-    TRAVELLING_TYPES,
     border,
+    can_travel,
     is_worth_shipping,
     shipped_node,
     stand_in,
