@@ -150,10 +150,11 @@ class Master:
         self._begin(collection, cargo, fleet or self._service.fleet_soon)
 
     def fleet_if_idle(self) -> Future[Fleet] | None:
-        """The fleet, perhaps starting; None if all of its workers are busy."""
+        """The fleet, perhaps starting; None if all of its workers are busy, or will be."""
         running = self._service.running
         if running is None or not running.workers:
-            return self._service.fleet_soon()
+            promised = sum(each.begun for each in list(self._collections.values()))
+            return self._service.fleet_soon() if promised < len(self.worker_names) else None
         if not running.has_idle:
             return None
         ready: Future[Fleet] = Future()
