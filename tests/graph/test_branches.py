@@ -14,7 +14,8 @@ from comfyfleet.graph import (
     upstream,
     with_branches,
 )
-from tests.graph.prompts import Graph, load, node, prompts
+from comfyfleet.graph.branches import _gates
+from tests.graph.prompts import Graph, large_prompt, load, node, prompts
 
 
 def is_output(class_type: str) -> bool:
@@ -110,3 +111,23 @@ def test_a_marked_prompt_differs_in_the_branches_alone(prompt: Graph) -> None:
         for name, value in item["inputs"].items():
             if changed[name] != value:
                 assert marked[changed[name][0]]["inputs"]["value"] == value
+
+
+@given(prompts())
+def test_gates_say_what_is_exclusive(prompt: Graph) -> None:
+    gates = _gates(prompt, is_output)
+    for target in prompt:
+        own = {each for each in prompt if target in _way_out(gates, each)}
+        assert own == exclusive(prompt, target, is_output)
+
+
+def _way_out(gates: dict[str, str], node_id: str) -> list[str]:
+    way = [node_id]
+    while way[-1] in gates:
+        way.append(gates[way[-1]])
+    return way
+
+
+def test_a_thousand_nodes_are_looked_at_while_a_client_waits() -> None:
+    links = found(large_prompt(200))
+    assert len(links) == 200
