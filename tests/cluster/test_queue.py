@@ -194,6 +194,18 @@ def test_a_collector_uses_the_whole_fleet_and_stays_with_the_master(shared: Mast
     assert len(entry["outputs"]["7"]["images"]) == 4
 
 
+def test_what_a_node_saves_on_the_way_to_a_collector_comes_home(shared: Master) -> None:
+    prompt = prompts.collected(shares=4, seed=9)
+    collector = next(node for node in prompt.values() if node["class_type"] == "FleetCollector")
+    saver = {"images": collector["inputs"]["images"], "filename_prefix": "on-the-way"}
+    prompt["saver"] = {"class_type": "TestSaver", "inputs": saver}
+    collector["inputs"]["images"] = ["saver", 0]
+    entry = shared.run(prompt)
+    kept = sorted((shared.base / "output").glob("on-the-way*"))
+    collected = {Image.open(path).tobytes() for path in shared.files(entry, "7")}
+    assert len(kept) == 4 and {Image.open(path).tobytes() for path in kept} == collected
+
+
 def test_nothing_is_overwritten_when_all_save_under_one_name(server: Master) -> None:
     share(server, master_computes=True)
     before = set((server.base / "output").glob("crowd*"))
