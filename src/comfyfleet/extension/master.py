@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ from comfyfleet.graph import (
     vary,
     varying_nodes,
 )
-from comfyfleet.work import Unit
+from comfyfleet.work import OutputFile, SavedFile, Unit
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,14 @@ class Master:
         fleet = self._service.running
         if fleet is not None:
             fleet.care.free(request)
+
+    def place(self, files: Iterable[OutputFile]) -> None:
+        """Put files that one worker saved for a unit into this ComfyUI's output folder."""
+        numbers: dict[str, int] = {}
+        for file in files:
+            folder, _, name = file.name.rpartition("/")
+            saved = SavedFile(kind="output", subfolder=folder, name=name, data=file.data)
+            self.places.place(saved, numbers)
 
     def open_gang(self, request: GangRequest) -> Gang:
         """Followers for one sampling, on their way."""

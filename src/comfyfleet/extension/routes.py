@@ -33,6 +33,7 @@ Answer = Callable[[web.Request], Awaitable[dict[str, Any]]]
 def install() -> None:
     """Add the routes; before ComfyUI's server starts."""
     routes = server.PromptServer.instance.routes
+    routes.get(f"{BASE}/share")(_told(_shown))
     routes.post(f"{BASE}/share")(_told(_share))
     routes.post(f"{BASE}/workers/{{worker}}/{{action}}")(_told(_act))
 
@@ -58,6 +59,10 @@ async def _share(request: web.Request) -> dict[str, Any]:
     if on is None:
         raise InputError('give {"on": true} or {"on": false}.')
     await asyncio.to_thread(_switch_to, on, computes)
+    return state_of_sharing()
+
+
+async def _shown(request: web.Request) -> dict[str, Any]:
     return state_of_sharing()
 
 

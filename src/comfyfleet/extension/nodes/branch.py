@@ -160,6 +160,8 @@ async def result_of(branch: Collection) -> io.NodeOutput:
         prompts.raise_if_interrupted()
         await asyncio.to_thread(branch.next_share)
     master().end(branch.request.node_id)
+    for files in branch.files():
+        master().place(files)
     if branch.is_blocked:
         return io.NodeOutput(ExecutionBlocker(None))
     (share,) = branch.values()

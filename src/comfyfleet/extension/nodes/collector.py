@@ -213,6 +213,8 @@ async def advance(collection: Collection) -> io.NodeOutput:
         if share is not None:
             return expand(collection, share)
     master().end(collection.request.node_id)
+    for files in collection.files():
+        master().place(files)
     # Joining copies images and sounds; other values leave shared memory here.
     copy = "value" in collection.request.inputs
     shares = [unpack(packed, copy=copy) for packed in collection.values()]
