@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,22 +77,32 @@ class Master:
     """A real ComfyUI process with our pack among its custom nodes, in a folder of its own."""
 
     def __init__(
-        self, comfyui: Path, base: Path, *, workers: str, packs: Mapping[str, Path] | None = None
+        self,
+        comfyui: Path,
+        base: Path,
+        *,
+        workers: str,
+        packs: Mapping[str, Path] | None = None,
+        flags: Sequence[str] = (),
+        settings: Mapping[str, str] | None = None,
     ) -> None:
+        """In a folder where one was before, it finds what that has left."""
         self.base = base
         nodes = base / "custom_nodes"
-        nodes.mkdir(parents=True)
+        nodes.mkdir(parents=True, exist_ok=True)
         for name, path in {"comfyfleet": ROOT, **(packs or {})}.items():
-            (nodes / name).symlink_to(path)
+            if not (nodes / name).is_symlink():
+                (nodes / name).symlink_to(path)
         self.log = base / "master.log"
         self.port = free_port()
         command = [sys.executable, "main.py", "--cpu", "--port", str(self.port)]
         command += ["--base-directory", str(base), "--database-url", "sqlite:///:memory:"]
+        command += flags
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
                 cwd=comfyui,
-                env={**os.environ, "COMFYFLEET_WORKERS": workers},
+                env={**os.environ, "COMFYFLEET_WORKERS": workers, **(settings or {})},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

@@ -75,7 +75,13 @@ STAGGER = Setting(
     help="Seconds between two workers that begin to load a model, for models that need much main "
     "memory while they load. 0: all load at once.",
 )
-SETTINGS = (COMFYUI_PATH, WORKERS, SHARE, MASTER_COMPUTES, JOURNAL, STAGGER)
+BRANCHES = Setting(
+    env="COMFYFLEET_BRANCHES",
+    default="0",
+    help="1: independent branches of a prompt that sample run on several devices at the same time, "
+    "as if each had a Fleet Branch.",
+)
+SETTINGS = (COMFYUI_PATH, WORKERS, SHARE, MASTER_COMPUTES, JOURNAL, STAGGER, BRANCHES)
 
 #: Set inside worker processes: there a collector passes its own input on and starts no fleet.
 WORKER_MARK = "COMFYFLEET_WORKER"

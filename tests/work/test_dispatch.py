@@ -2,118 +2,36 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from comfyfleet.work import (
     CancelRun,
-    Deliver,
-    Discard,
     Dispatch,
-    FailRun,
-    Failure,
     FinishRun,
-    Interrupt,
     InvalidEventError,
     Policy,
-    RunCancelled,
     RunSubmitted,
     Start,
     Tick,
     Unit,
     UnitDone,
-    UnitFailed,
-    UnitProgress,
     WorkerJoined,
     WorkerLent,
     WorkerLost,
     WorkerReturned,
 )
-
-OOM = Failure(message="out of memory", traceback="Traceback: boom", node_id="5", class_type="VAE")
-
-
-class Fleet:
-    """Dispatch with short words for its events, checked after each of them."""
-
-    def __init__(self, *workers: str, **policy: float) -> None:
-        self.dispatch = Dispatch(Policy(**policy), validate=True)
-        self.now = 0.0
-        for worker in workers:
-            self.join(worker)
-
-    def handle(self, event, at=None):
-        self.now = self.now if at is None else at
-        return self.dispatch.handle(event, self.now)
-
-    def join(self, worker, only_run=None, at=None):
-        return self.handle(WorkerJoined(worker_id=worker, only_run=only_run), at)
-
-    def lose(self, worker, at=None):
-        return self.handle(WorkerLost(worker_id=worker, reason="killed"), at)
-
-    def submit(self, *units, at=None):
-        return self.handle(RunSubmitted(run_id=units[0].run_id, units=units), at)
-
-    def cancel(self, run_id, at=None):
-        return self.handle(RunCancelled(run_id=run_id, reason="user"), at)
-
-    def done(self, worker, unit, at=None):
-        return self.handle(UnitDone(worker_id=worker, unit_id=unit.id), at)
-
-    def fail(self, worker, unit, at=None):
-        return self.handle(UnitFailed(worker_id=worker, unit_id=unit.id, failure=OOM), at)
-
-    def progress(self, worker, unit, fraction, at=None):
-        event = UnitProgress(worker_id=worker, unit_id=unit.id, fraction=fraction)
-        return self.handle(event, at)
-
-    def tick(self, at):
-        return self.handle(Tick(), at)
-
-    def measure(self, model="", **seconds):
-        """Let workers finish two units each, the second of them warm, in so many seconds."""
-        name = f"measure{self.now}{model}"
-        units = make_units(2 * len(seconds), run_id=name, model=model)
-        begun = {s.worker_id: (s.unit, self.now) for s in self.submit(*units)}
-        assert begun.keys() == seconds.keys()
-        while begun:
-            worker = min(begun, key=lambda w: begun[w][1] + seconds[w])
-            unit, start = begun.pop(worker)
-            answer = self.done(worker, unit, at=max(self.now, start + seconds[worker]))
-            begun |= {i.worker_id: (i.unit, self.now) for i in answer if isinstance(i, Start)}
-
-
-def make_units(num, run_id="r", model="", cost=1.0):
-    return tuple(
-        Unit(run_id=run_id, index=i, prompt={}, model_key=model, cost=cost) for i in range(num)
-    )
-
-
-def unit_of(run_id="r", index=0, model=""):
-    return Unit(run_id=run_id, index=index, prompt={}, model_key=model)
-
-
-def start(worker, unit):
-    return Start(worker_id=worker, unit=unit)
-
-
-def deliver(worker, unit, seconds):
-    return Deliver(unit=unit, worker_id=worker, seconds=seconds)
-
-
-def interrupt(worker, unit):
-    return Interrupt(worker_id=worker, unit_id=unit.id)
-
-
-def discard(worker, unit):
-    return Discard(unit_id=unit.id, worker_id=worker)
-
-
-def failure_of(instructions):
-    """The message of the only FailRun."""
-    (message,) = [i.message for i in instructions if isinstance(i, FailRun)]
-    return message
-
+from tests.work.fleet import (
+    Fleet,
+    deliver,
+    discard,
+    failure_of,
+    interrupt,
+    make_units,
+    start,
+    unit_of,
+)
 
 # Units are pulled.
 
@@ -299,7 +217,8 @@ def test_a_failed_run_interrupts_what_still_runs_of_it():
 
 def test_thousands_of_failures_of_one_broken_worker_fail_no_run():
     fleet = Fleet("good", "broken")
-    fleet.dispatch = Dispatch()  # no validation: it would take minutes
+    # No validation: it would take minutes. And no quarantine, which would save the test's point.
+    fleet.dispatch = Dispatch(Policy(max_worker_failures=10_000))
     fleet.join("good")
     fleet.join("broken")
     u = make_units(2000)
@@ -504,6 +423,52 @@ def test_a_worker_that_ignores_an_interrupt_is_stuck():
     assert fleet.dispatch.state_of("a") == "busy"
     fleet.tick(at=100)
     assert fleet.dispatch.state_of("a") == "stuck"
+
+
+# Lanes and priorities.
+
+
+def test_a_worker_with_a_lane_serves_only_runs_of_that_lane():
+    fleet = Fleet("a")
+    fleet.join("master", lane="queue")
+    u, queued = make_units(2), make_units(2, run_id="queued")
+    assert fleet.submit(*u) == [start("a", u[0])]
+    assert fleet.submit(*queued, lane="queue") == [start("master", queued[0])]
+    assert fleet.done("a", u[0])[1:] == [start("a", u[1])]
+    assert fleet.done("a", u[1])[-1] == start("a", queued[1])  # it serves every lane
+
+
+def test_a_worker_of_another_lane_cannot_save_a_run():
+    fleet = Fleet()
+    fleet.join("master", lane="queue")
+    assert "no worker" in failure_of(fleet.submit(*make_units(1)))
+    u = make_units(1, run_id="queued")
+    assert fleet.submit(*u, lane="queue") == [start("master", u[0])]
+    assert fleet.done("master", u[0])[-1] == FinishRun(run_id="queued")
+    assert fleet.dispatch.workers == ("master",)
+
+
+def test_runs_of_lower_priority_number_are_served_first():
+    fleet = Fleet("a")
+    u = {name: make_units(1, run_id=name) for name in ("now", "later", "first", "also")}
+    fleet.submit(*u["now"])
+    fleet.submit(*u["later"], priority=5.0)
+    fleet.submit(*u["first"], priority=-2.0)
+    fleet.submit(*u["also"], priority=-2.0)
+    order = ["now", "first", "also", "later"]
+    for name, following in pairwise(order):
+        assert fleet.done("a", u[name][0])[-1] == start("a", u[following][0])
+
+
+def test_a_worker_is_for_a_run_or_for_a_lane():
+    with pytest.raises(ValueError, match=r"worker m is for run r and for lane 'queue'"):
+        WorkerJoined(worker_id="m", only_run="r", lane="queue")
+
+
+@pytest.mark.parametrize("priority", [float("nan"), float("inf")])
+def test_a_priority_is_a_number(priority):
+    with pytest.raises(ValueError, match="priority is"):
+        RunSubmitted(run_id="r", units=(), priority=priority)
 
 
 # Workers of a single run, and cancelling.

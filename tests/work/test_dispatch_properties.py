@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,8 +18,10 @@ from comfyfleet.work import (
     FailRun,
     Failure,
     FinishRun,
+    Heal,
     Interrupt,
     Policy,
+    Quarantine,
     RunCancelled,
     RunSubmitted,
     Start,
@@ -27,12 +30,24 @@ from comfyfleet.work import (
     UnitDone,
     UnitFailed,
     UnitProgress,
+    WorkerHealed,
     WorkerJoined,
     WorkerLost,
+    WorkerPaused,
+    WorkerResumed,
 )
 
-_POLICY = Policy(min_deadline_s=5.0, hard_factor=3.0, interrupt_patience_s=20.0)
+_POLICY = Policy(
+    min_deadline_s=5.0,
+    hard_factor=3.0,
+    interrupt_patience_s=20.0,
+    max_worker_failures=1,
+    quarantine_s=4.0,
+    max_quarantine_s=10.0,
+)
 _FAILURE = Failure(message="no luck")
+_SHORTAGE = Failure(message="no memory", kind="out_of_memory")
+_LANES = st.sampled_from(["", "queue"])
 _pick = st.integers(0, 10**6)
 
 
@@ -53,20 +68,37 @@ class AnyStory(RuleBasedStateMachine):
         self.fates: Counter[str] = Counter()
         self.delivered: Counter[str] = Counter()
         self.gone: list[tuple[str, Unit]] = []
+        #: Every worker that ever joined for more than one run.
+        self.names: set[str] = set()
+        #: Those that are lost and coming back.
+        self.expected: set[str] = set()
+        self.paused: set[str] = set()
+        self.quarantined: set[str] = set()
+        #: Workers whose unit is to be stopped.
+        self.interrupted: set[str] = set()
+        #: (worker, unit id) of those that ran out of memory.
+        self.short: set[tuple[str, str]] = set()
 
     def feed(self, event):
-        for instruction in self.dispatch.handle(event, self.now):
+        self.carry_out(event, self.dispatch.handle(event, self.now))
+
+    def carry_out(self, event, instructions):
+        for instruction in instructions:
             match instruction:
-                case Start(worker_id=worker, unit=unit):
+                case Start(worker_id=worker, unit=unit, free_first=free_first):
                     assert worker in self.workers
+                    assert worker not in self.paused | self.quarantined
+                    assert free_first == ((worker, unit.id) in self.short)
                     assert worker not in self.hands, f"{worker} is busy"
                     assert not self.fates[unit.run_id] and not self.delivered[unit.id]
                     for other, in_hand in self.hands.items():
                         late = self.now - self.begun[other] > _POLICY.min_deadline_s - 1e-6
                         assert in_hand != unit or late, f"{unit.id} is on {other} too"
                     self.hands[worker], self.begun[worker] = unit, self.now
+                    self.interrupted.discard(worker)
                 case Interrupt(worker_id=worker, unit_id=unit_id):
                     assert worker not in self.workers or self.hands[worker].id == unit_id
+                    self.interrupted.add(worker)
                 case Deliver(unit=unit):
                     assert not self.fates[unit.run_id]
                     self.delivered[unit.id] += 1
@@ -76,6 +108,12 @@ class AnyStory(RuleBasedStateMachine):
                     done = sum(key.rpartition(":")[0] == run_id for key in self.delivered)
                     assert done == self.runs[run_id]
                     self.fates[run_id] += 1
+                case Quarantine(worker_id=worker, seconds=seconds):
+                    assert worker not in self.quarantined and worker in self.names
+                    assert _POLICY.quarantine_s <= seconds <= _POLICY.max_quarantine_s
+                    self.quarantined.add(worker)
+                case Heal(worker_id=worker):
+                    self.quarantined.remove(worker)
                 case FailRun(run_id=run_id) | CancelRun(run_id=run_id):
                     self.fates[run_id] += 1
         self.workers = [w for w in self.workers if w in self.dispatch.workers]
@@ -100,18 +138,42 @@ class AnyStory(RuleBasedStateMachine):
     def join(self, only):
         worker, live = self.name("w"), sorted(set(self.runs) - set(self.fates))
         only_run = live[only % len(live)] if live and only is not None else None
-        self.workers.append(worker)
-        self.feed(WorkerJoined(worker_id=worker, only_run=only_run))
+        self.enter(worker, only_run=only_run)
 
-    @rule(models=st.lists(st.sampled_from("xy"), max_size=8), cost=st.sampled_from([0, 1, 5]))
-    def submit(self, models, cost):
+    @rule(lane=_LANES)
+    def join_lane(self, lane):
+        self.enter(self.name("w"), lane=lane)
+
+    @precondition(lambda self: self.away)
+    @rule(pick=_pick, lane=st.none() | _LANES)
+    def join_again(self, pick, lane):
+        self.enter(self.away[pick % len(self.away)], lane=lane)
+
+    def enter(self, worker, only_run=None, lane=None):
+        if only_run is None:
+            self.names.add(worker)
+        self.expected.discard(worker)
+        self.workers.append(worker)
+        self.feed(WorkerJoined(worker_id=worker, only_run=only_run, lane=lane))
+
+    @property
+    def away(self):
+        return sorted(self.names - set(self.workers))
+
+    @rule(
+        models=st.lists(st.sampled_from("xy"), max_size=8),
+        cost=st.sampled_from([0, 1, 5]),
+        lane=_LANES,
+        priority=st.integers(-1, 1),
+    )
+    def submit(self, models, cost, lane, priority):
         run_id = self.name("r")
         units = tuple(
             Unit(run_id=run_id, index=i, prompt={}, model_key=model, cost=cost + i % 2)
             for i, model in enumerate(models)
         )
         self.runs[run_id] = len(units)
-        self.feed(RunSubmitted(run_id=run_id, units=units))
+        self.feed(RunSubmitted(run_id=run_id, units=units, lane=lane, priority=priority))
 
     @rule(seconds=st.sampled_from([0.0, 0.1, 1.0, 3.0, 10.0]))
     def wait(self, seconds):
@@ -141,6 +203,15 @@ class AnyStory(RuleBasedStateMachine):
         )
 
     @precondition(lambda self: self.hands)
+    @rule(pick=_pick)
+    def run_out_of_memory(self, pick):
+        worker = sorted(self.hands)[pick % len(self.hands)]
+        unit = self.hands.pop(worker)
+        if worker not in self.interrupted:
+            self.short.add((worker, unit.id))
+        self.feed(UnitFailed(worker_id=worker, unit_id=unit.id, failure=_SHORTAGE))
+
+    @precondition(lambda self: self.hands)
     @rule(pick=_pick, fraction=st.floats(0, 1))
     def progress(self, pick, fraction):
         worker = sorted(self.hands)[pick % len(self.hands)]
@@ -148,17 +219,47 @@ class AnyStory(RuleBasedStateMachine):
         self.feed(UnitProgress(worker_id=worker, unit_id=unit_id, fraction=fraction))
 
     @precondition(lambda self: self.workers)
-    @rule(pick=_pick)
-    def lose(self, pick):
+    @rule(pick=_pick, returns=st.booleans())
+    def lose(self, pick, returns):
         worker = self.workers.pop(pick % len(self.workers))
         if worker in self.hands:
             self.gone.append((worker, self.hands.pop(worker)))
-        self.feed(WorkerLost(worker_id=worker, reason="gone"))
+        self.miss(worker, returns)
+
+    @precondition(lambda self: self.away)
+    @rule(pick=_pick, returns=st.booleans())
+    def fail_to_come_back(self, pick, returns):
+        self.miss(self.away[pick % len(self.away)], returns)
+
+    def miss(self, worker, returns):
+        (self.expected.add if returns else self.expected.discard)(worker)
+        self.feed(WorkerLost(worker_id=worker, reason="gone", returns=returns))
+
+    @precondition(lambda self: self.names)
+    @rule(pick=_pick, pause=st.booleans())
+    def pause_or_resume(self, pick, pause):
+        worker = sorted(self.names)[pick % len(self.names)]
+        (self.paused.add if pause else self.paused.discard)(worker)
+        self.feed((WorkerPaused if pause else WorkerResumed)(worker_id=worker))
+
+    @precondition(lambda self: self.names)
+    @rule(pick=_pick)
+    def heal(self, pick):
+        worker = sorted(self.names)[pick % len(self.names)]
+        self.feed(WorkerHealed(worker_id=worker))
+        assert worker not in self.quarantined
+
+    @rule(seconds=st.sampled_from([0.0, 2.0]), num=st.integers(1, 3))
+    def change_policy(self, seconds, num):
+        policy = replace(_POLICY, stagger_s=seconds, max_worker_failures=num)
+        self.carry_out(None, self.dispatch.set_policy(policy, self.now))
 
     @precondition(lambda self: self.gone)
     @rule(pick=_pick)
     def speak_from_the_grave(self, pick):
         worker, unit = self.gone[pick % len(self.gone)]
+        if self.hands.get(worker) == unit:
+            return  # that would be its word on the attempt of today
         self.feed(UnitDone(worker_id=worker, unit_id=unit.id))
 
     @precondition(lambda self: self.runs)
@@ -175,11 +276,21 @@ class AnyStory(RuleBasedStateMachine):
 
     @invariant()
     def busy_are_those_with_something_in_hand(self):
+        held = self.paused | self.quarantined
         for worker in self.workers:
-            assert (self.dispatch.state_of(worker) == "idle") == (worker not in self.hands)
+            state = self.dispatch.state_of(worker)
+            assert (state in ("busy", "stuck")) == (worker in self.hands)
+            assert (state == "idle") == (worker not in self.hands and worker not in held)
 
     def teardown(self):
-        """Let every worker finish what it has: then every run must come to an end."""
+        """Let every worker come back, go on and finish: then every run must come to an end."""
+        for worker in self.away:
+            self.enter(worker)
+        for worker in sorted(self.expected):
+            self.feed(WorkerLost(worker_id=worker, reason="gone"))
+        for worker in sorted(self.paused):
+            self.paused.remove(worker)
+            self.feed(WorkerResumed(worker_id=worker))
         for _ in range(10_000):
             if set(self.fates) == set(self.runs):
                 break

@@ -12,13 +12,13 @@ import aiohttp
 import folder_paths
 import nodes
 
-from comfyfleet.comfy import returns
+from comfyfleet.comfy import returns, shipped
 from comfyfleet.comfy.client import ComfyClient
 from comfyfleet.comfy.mirror import MirrorRunner, Tell
 from comfyfleet.comfy.values import pack
 from comfyfleet.errors import RunCancelled
 from comfyfleet.graph import node_digests, with_input
-from comfyfleet.work import Mirrored, OutputFile, Prompt, Result
+from comfyfleet.work import Mirrored, OutputFile, Packed, Prompt, Result
 
 #: The internal node at the end of a unit's graph; see ``extension.nodes.internal``.
 RETURN_NODE = "FleetReturn"
@@ -45,9 +45,14 @@ class Runner:
         self._task: asyncio.Task[Any] | None = None
 
     async def run(
-        self, prompt: Mapping[str, Any], prompt_id: str, on_progress: Callable[[float], None]
+        self,
+        prompt: Mapping[str, Any],
+        prompt_id: str,
+        on_progress: Callable[[float], None],
+        values: Mapping[str, Packed],
     ) -> Result:
-        """Run a prompt to its end; see ComfyClient.run for what it raises."""
+        """Run a prompt, with what was shipped for it, to its end; raises as ComfyClient.run."""
+        shipped.hold(prompt_id, values)
         keyed = self._with_key(prompt, prompt_id)
         self._task = asyncio.ensure_future(
             self._client.run(keyed, prompt_id, _throttled(on_progress))
@@ -57,8 +62,9 @@ class Runner:
         except asyncio.CancelledError:
             raise RunCancelled(f"prompt {prompt_id} was stopped before it began") from None
         finally:
-            values = returns.take(prompt_id)
-        packed = None if values is None else pack(values, "the result")
+            shipped.drop(prompt_id)
+            returned = returns.take(prompt_id)
+        packed = None if returned is None else pack(returned, "the result")
         return Result(values=packed, files=tuple(_take_files(outputs)))
 
     async def mirror(

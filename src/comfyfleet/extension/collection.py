@@ -11,16 +11,18 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass, field
 from typing import Any
 
+from comfyfleet.comfy import shipped
 from comfyfleet.comfy.values import pack
 from comfyfleet.errors import ComfyFleetError
+from comfyfleet.extension.shipping import Cargo, Plan
 from comfyfleet.fleet import Delivery, Fleet, Run
-from comfyfleet.graph import Link, as_link
+from comfyfleet.graph import Link, as_link, stand_in
 from comfyfleet.work import Packed, Result, Unit
 
 #: How long one wait lasts before the user's cancel button is looked at again.
@@ -39,23 +41,60 @@ class Request:
     absent: Mapping[str, Any] = field(default_factory=dict)
 
 
+#: What cannot leave this process -> what is computed here before units can be made.
+Planner = Callable[[set[Link]], Plan]
+
+
 class Collection:
     """Shares that this process has, and the run of the others.
 
-    Without ``hand_over`` (no workers, or inside a worker) this process computes all shares.
+    Its units are known when the values of its plan are. Without ``hand_over`` (no workers, or
+    inside a worker) this process computes all shares.
     """
 
-    def __init__(self, request: Request, prompt: Mapping[str, Any], units: Sequence[Unit]) -> None:
+    def __init__(self, request: Request, prompt: Mapping[str, Any], planner: Planner) -> None:
         self.id = uuid.uuid4().hex
         self.request = request
         self.prompt = prompt
+        #: Values that cannot leave this process although their types can.
+        self.refused: set[Link] = set()
+        self._planner = planner
+        self.plan = planner(self.refused)
+        #: True when the values of the plan are known, and the units that need them.
+        self.begun = False
         self._own: dict[int, Packed] = {}
         self._mine = set() if request.delegate else {0}
         self._lock = threading.Lock()
-        self._left = deque(units)
+        self._left: deque[Unit] = deque()
         self._run: Future[Run] | None = None
         self._joined = False
+        self.shares = 0
+        #: True if shares, the first too, are made of slices.
+        self.is_sliced = False
+        #: Where the inputs of a share come from.
+        self.links = dict(request.inputs)
+
+    def refuse(self, link: Link) -> None:
+        """Plan anew, as the value of this link cannot leave the process."""
+        self.refused.add(link)
+        self.plan = self._planner(self.refused)
+
+    def cut(self, cargo: Cargo) -> None:
+        """Let slices stand for the outputs of Fleet Splits."""
+        self.is_sliced = bool(cargo.slices)
+        self.prompt = stand_in(self.prompt, cargo.slices)
+        self.links = linked(self.prompt[self.request.node_id], tuple(self.request.inputs))
+        shipped.hold(self.id, cargo.values if cargo.slices else {})
+
+    def begin(self, units: Sequence[Unit]) -> None:
+        """Set the shares besides the one that this process has."""
+        self._left = deque(units)
         self.shares = len(units) + len(self._mine)
+        self.begun = True
+
+    def end(self) -> None:
+        """Let go of what was kept for shares of this process."""
+        shipped.drop(self.id)
 
     def hand_over(self, fleet: Future[Fleet]) -> None:
         """Give the fleet, when it is ready, all shares that this process has not begun by then."""
@@ -123,6 +162,12 @@ class Collection:
         elsewhere = run.result().deliveries if run and run.done() and not run.exception() else ()
         return len(self._own) + len(elsewhere)
 
+    @property
+    def is_blocked(self) -> bool:
+        """True if what was computed elsewhere came to nothing: a node upstream blocked it."""
+        deliveries = self._run.result().results() if self._run else ()
+        return any(each.result.values is None for each in deliveries)
+
     def values(self) -> list[Packed]:
         """What each share gave, in share order; only when complete."""
         elsewhere = [] if self._all_own or not self._run else self._run.result().results()
@@ -133,6 +178,7 @@ class Collection:
 
     def cancel(self, reason: str) -> None:
         """Stop what still runs, also if the fleet is only starting."""
+        self.end()
         if self._run is not None:
             self._run.add_done_callback(lambda run: _cancel(run, reason))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,31 @@ import execution
 from comfyfleet.comfy import prompts
 from comfyfleet.comfy.places import Places
 from comfyfleet.config import SHARE, is_worker
-from comfyfleet.errors import FleetError, InputError
+from comfyfleet.errors import FleetError, InputError, WorkflowError
 from comfyfleet.extension.collection import Collection, Request
+from comfyfleet.extension.shipping import (
+    Cargo,
+    Plan,
+    Unshippable,
+    load,
+    plan_shares,
+    with_return,
+    with_shipped,
+)
 from comfyfleet.extension.switch import Switch, shared_queue
 from comfyfleet.fleet import Fleet, Host, Service, new_run_id
 from comfyfleet.fleet.gangs import Gang, GangRequest
 from comfyfleet.fleet.spec import worker_ids
-from comfyfleet.graph import cut, model_key, new_id, vary, varying_nodes
+from comfyfleet.graph import (
+    Link,
+    find_splits,
+    links_of,
+    model_key,
+    problem_at,
+    slice_bounds,
+    vary,
+    varying_nodes,
+)
 from comfyfleet.work import Unit
 
 logger = logging.getLogger(__name__)
@@ -86,18 +105,60 @@ class Master:
         return Gang(self._service.fleet_soon(), request)
 
     def begin(self, request: Request, prompt: Mapping[str, Any]) -> Collection:
-        """The collection of this collector in the running prompt; begun if it is new."""
+        """The collection of this collector in the running prompt; begun if it is new.
+
+        If its plan has links, their values are needed first: see ``ship``.
+        """
         key = (prompts.current_prompt_id(), request.node_id)
         with self._lock:
             if key in self._collections:
                 return self._collections[key]
-        collection = self._begin(request, prompt)
+        collection = self._plan(request, prompt)
+        if not collection.plan.links:
+            self._begin(collection, Cargo(), self._service.fleet_soon)
+        elif self.has_workers:
+            self.warm_up()
+        self.keep(collection)
+        return collection
+
+    def keep(self, collection: Collection) -> None:
+        """Look after a collection of the running prompt, for as long as this one runs."""
         with self._lock:
-            self._collections[key] = collection
+            self._collections[prompts.current_prompt_id(), collection.request.node_id] = collection
             if self._watcher is None:
                 self._watcher = threading.Thread(target=self._watch, daemon=True)
                 self._watcher.start()
-        return collection
+
+    def ship(
+        self,
+        collection: Collection,
+        values: Sequence[Sequence[Any]],
+        fleet: Callable[[], Future[Fleet]] | None = None,
+    ) -> None:
+        """Begin a collection with the values of its plan's links.
+
+        Where a value cannot leave this process, the collection has another plan, and is not begun.
+        """
+        known = dict(zip(collection.plan.links, values, strict=True))
+        try:
+            cargo = load(collection.plan, known, self._bounds_of(collection))
+        except Unshippable as error:
+            collection.refuse(error.link)
+            if collection.plan.links:
+                return
+            cargo = Cargo()
+        self._begin(collection, cargo, fleet or self._service.fleet_soon)
+
+    def fleet_if_idle(self) -> Future[Fleet] | None:
+        """The fleet, perhaps starting; None if all of its workers are busy."""
+        running = self._service.running
+        if running is None or not running.workers:
+            return self._service.fleet_soon()
+        if not running.has_idle:
+            return None
+        ready: Future[Fleet] = Future()
+        ready.set_result(running)
+        return ready
 
     def find(self, node_id: str) -> Collection:
         """The collection that ``begin`` made for this node in the running prompt."""
@@ -107,25 +168,52 @@ class Master:
     def end(self, node_id: str) -> None:
         """Forget a collection whose node has its result."""
         with self._lock:
-            self._collections.pop((prompts.current_prompt_id(), node_id), None)
+            collection = self._collections.pop((prompts.current_prompt_id(), node_id), None)
+        if collection is not None:
+            collection.end()
 
-    def _begin(self, request: Request, prompt: Mapping[str, Any]) -> Collection:
-        workers = len(self._service.devices())
+    def _plan(self, request: Request, prompt: Mapping[str, Any]) -> Collection:
         if is_worker():
             request = replace(request, delegate=False)
-        elif request.delegate and not workers:
+        elif request.delegate and not self.has_workers:
             raise InputError(
                 "delegate is on, but the fleet has no worker: set COMFYFLEET_WORKERS to devices "
                 "for workers, or turn delegate off."
             )
-        shares = request.shares or workers + (not request.delegate)
-        _warn_if_equal(request, prompt, shares)
+        ships = self.has_workers and (request.delegate or request.shares != 1)
+
+        def planner(refused: set[Link]) -> Plan:
+            return plan_shares(prompt, request.inputs, ships=ships, refused=refused)
+
+        return Collection(request, prompt, planner)
+
+    def _num_devices(self, request: Request) -> int:
+        return len(self._service.devices()) + (not request.delegate)
+
+    def _bounds_of(self, collection: Collection) -> Callable[[str, int], list[tuple[int, int]]]:
+        request, devices = collection.request, self._num_devices(collection.request)
+
+        def bounds(split_id: str, total: int) -> list[tuple[int, int]]:
+            size = collection.prompt[split_id]["inputs"].get("size", 0)
+            try:
+                return slice_bounds(total, size, shares=request.shares, devices=devices)
+            except InputError as error:
+                raise WorkflowError([problem_at(collection.prompt, split_id, str(error))]) from None
+
+        return bounds
+
+    def _begin(
+        self, collection: Collection, cargo: Cargo, fleet: Callable[[], Future[Fleet]]
+    ) -> None:
+        request, workers = collection.request, len(self._service.devices())
+        shares = len(cargo.own) or request.shares or self._num_devices(request)
+        collection.cut(cargo)
+        _warn_if_equal(collection, shares)
         elsewhere = range(0 if request.delegate else 1, shares)
-        units = units_of(request, _with_shares(prompt, workers), elsewhere)
-        collection = Collection(request, prompt, units)
+        units = units_of(collection, cargo, elsewhere, workers)
+        collection.begin(units)
         if workers and units:
-            collection.hand_over(self._service.fleet_soon())
-        return collection
+            collection.hand_over(fleet())
 
     def _watch(self) -> None:
         """Cancel collections whose prompt has ended without them: failed, or cancelled."""
@@ -150,14 +238,11 @@ class Master:
             collection.cancel("the prompt that asked for it has ended")
 
 
-def units_of(request: Request, prompt: Mapping[str, Any], shares: range) -> list[Unit]:
+def units_of(collection: Collection, cargo: Cargo, shares: range, workers: int) -> list[Unit]:
     """One unit per share: everything upstream of the collector, as that share sees it."""
     run_id = new_run_id()
-    sink = {
-        "class_type": "FleetReturn",
-        "inputs": {name: list(link) for name, link in request.inputs.items()},
-    }
-    piece = cut(prompt, sink, new_id(prompt, "return"))
+    prompt, sink_id = with_return(_with_shares(collection.prompt, workers), collection.links)
+    piece = with_shipped(prompt, cargo.shared, sink_id)
     key = model_key(piece)
     return [
         Unit(
@@ -165,6 +250,8 @@ def units_of(request: Request, prompt: Mapping[str, Any], shares: range) -> list
             index=share,
             prompt=vary(piece, share),
             model_key=key,
+            cost=cargo.cost_of(share),
+            values=cargo.of_share(share),
         )
         for share in shares
     ]
@@ -172,12 +259,14 @@ def units_of(request: Request, prompt: Mapping[str, Any], shares: range) -> list
 
 def _with_shares(prompt: Mapping[str, Any], workers: int) -> dict[str, Any]:
     """The prompt with "one share per device" as a number: a worker must count as we do here."""
-    return {node_id: _counted(node, workers) for node_id, node in prompt.items()}
+    return {node_id: _counted(prompt, node, workers) for node_id, node in prompt.items()}
 
 
-def _counted(node: Mapping[str, Any], workers: int) -> Mapping[str, Any]:
+def _counted(prompt: Mapping[str, Any], node: Mapping[str, Any], workers: int) -> Mapping[str, Any]:
     inputs = node["inputs"]
     if node["class_type"] == "FleetCollector" and inputs.get("shares") == 0:
+        if find_splits(prompt, [source for source, _ in links_of(node).values()]):
+            return node
         shares = workers + (not inputs.get("delegate"))
         return {**node, "inputs": {**inputs, "shares": shares}}
     if node["class_type"] == "DistributedCollector":
@@ -188,13 +277,13 @@ def _counted(node: Mapping[str, Any], workers: int) -> Mapping[str, Any]:
     return node
 
 
-def _warn_if_equal(request: Request, prompt: Mapping[str, Any], shares: int) -> None:
-    sources = {link[0] for link in request.inputs.values()}
-    if shares > 1 and not sources & varying_nodes(prompt):
+def _warn_if_equal(collection: Collection, shares: int) -> None:
+    sources = {link[0] for link in collection.links.values()}
+    if shares > 1 and not sources & varying_nodes(collection.prompt):
         logger.warning(
             "node %s (FleetCollector): all %d shares will be equal, as nothing upstream differs "
             "between them. Connect a Fleet Seed to the sampler's seed.",
-            request.node_id,
+            collection.request.node_id,
             shares,
         )
 

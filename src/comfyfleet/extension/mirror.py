@@ -81,9 +81,9 @@ class Mirror:
         self._begun = False
         #: Worker id -> what it told and nobody has seen yet.
         self._told: dict[str, list[Told]] = {}
-        self._said: set[str] = set()
         self._history: tuple[str, dict[str, Any]] | None = None
-        self._fault: Told | None = None
+        #: Why what a worker told could not be taken.
+        self._fault: Exception | None = None
         self._numbers: dict[str, dict[str, int]] = {}
         self._events: queue.SimpleQueue[RunEvent | RunError | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -119,7 +119,7 @@ class Mirror:
                 self._take(event)
             except Exception as error:
                 logger.exception("prompt %s: a worker's result could not be taken", self.prompt_id)
-                self._fault = Told("execution_error", _error(self.prompt_id, error))
+                self._fault = error
         self._finish(event)
 
     def _take(self, event: RunEvent) -> None:
@@ -177,12 +177,10 @@ class Mirror:
             self._place(worker_id, f"{node_id}/{number}", file)
         if event == HISTORY:
             self._history = (worker_id, data)
-        elif event in _LAST_WORDS:
-            self._fault = told if event == "execution_error" else self._fault
         elif event == "executed" and isinstance(data.get("output"), Mapping):
             output = self._names.translated(worker_id, data["output"])
             self._send("executed", {**data, "output": output})
-        elif event != "execution_start" or not self._begun:
+        elif event not in _LAST_WORDS and (event != "execution_start" or not self._begun):
             self._begun = True
             self._send(event, data)
 
@@ -211,6 +209,8 @@ class Mirror:
     def _finish(self, error: RunError | None) -> None:
         if self._item_id is None:
             return  # the master has it, or it was deleted
+        if error is not None:
+            logger.warning("prompt %s: %s", self.prompt_id, error)
         ending = self._ending(error)
         last = ending.status["messages"][-1]
         if last[0] in _LAST_WORDS:
@@ -231,9 +231,7 @@ class Mirror:
             }
             result = {key: history[key] for key in history if key != "status"}
             return Ending({**result, "outputs": outputs}, status)
-        if self._fault is not None and error is None:
-            return self._ending_by("execution_error", self._fault.data)
-        told = error or RuntimeError("the worker sent no history of this prompt.")
+        told = error or self._fault or RuntimeError("the worker sent no history of this prompt.")
         return self._ending_by("execution_error", _error(self.prompt_id, told))
 
     def _ending_by(self, event: str, data: dict[str, Any]) -> Ending:

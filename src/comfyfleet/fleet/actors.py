@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -45,6 +46,8 @@ class Actors:
         #: The node classes that every worker has.
         self.node_classes: frozenset[str] = frozenset()
         self._actor = ray.remote(**_ACTOR_OPTIONS)(Worker)
+        #: Run -> where each of its values lies, or will lie, in the object store.
+        self._stored: dict[str, dict[str, asyncio.Future[Any]]] = {}
 
     @property
     def ids(self) -> list[str]:
@@ -95,15 +98,28 @@ class Actors:
         self, worker_id: str, unit: Unit, *, free_first: bool = False
     ) -> AsyncIterator[Happening]:
         """An attempt: progress, then one Failure or Result; nothing more if the worker dies."""
-        method = self._handles[worker_id].run
+        method = self._handles[worker_id].run.options(concurrency_group="run")
         try:
-            calls = method.options(concurrency_group="run")
-            async for item in calls.remote(unit, free_first=free_first):
+            stored = await self._store(unit)
+            bare = replace(unit, values={})
+            async for item in method.remote(bare, stored, free_first=free_first):
                 yield await item
         except _GONE:
             return  # ``lost`` tells of it
         except ray.exceptions.RayError as error:
             yield Failure(message=f"the result did not arrive: {error}")
+
+    async def _store(self, unit: Unit) -> dict[str, Any]:
+        """Where a unit's values lie: each is put into the object store once for all units."""
+        stored = self._stored.setdefault(unit.run_id, {}) if unit.values else {}
+        for digest, packed in unit.values.items():
+            if digest not in stored:
+                stored[digest] = asyncio.ensure_future(asyncio.to_thread(ray.put, packed))
+        return {digest: await stored[digest] for digest in unit.values}
+
+    def forget(self, run_id: str) -> None:
+        """Let go of the values of a run that has ended."""
+        self._stored.pop(run_id, None)
 
     async def interrupt(self, worker_id: str, unit_id: str) -> None:
         """Stop the unit if it still runs there."""

@@ -141,6 +141,11 @@ class Fleet:
         return self._loop.alive and self._care is not None and self._care.hopeful
 
     @property
+    def has_idle(self) -> bool:
+        """True if a worker has nothing to do."""
+        return self._loop.wait_for(self._has_idle())
+
+    @property
     def folder(self) -> Path:
         """The fleet's own folder, which nobody else may enter; gone after ``close``."""
         assert self._session is not None
@@ -308,6 +313,10 @@ class Fleet:
         assert self._lending is not None
         return await self._lending.lend(worker_ids, prompt_of)
 
+    async def _has_idle(self) -> bool:
+        workers = self._actors.infos if self._actors else ()
+        return any(self._dispatch.state_of(worker_id) == "idle" for worker_id in workers)
+
     async def _check(self, prompt: Prompt) -> list[Problem]:
         assert self._actors is not None
         return await self._actors.check(prompt)
@@ -432,6 +441,8 @@ class Fleet:
     def _end(self, run_id: str, error: RunError | None) -> None:
         run, _, on_end = self._runs.pop(run_id)
         self.ledger.end(run_id, error)
+        if self._actors is not None:
+            self._actors.forget(run_id)
         run.finish(error)
         if on_end is not None:
             on_end(error)

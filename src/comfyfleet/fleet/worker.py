@@ -10,14 +10,23 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from comfyfleet.errors import ComfyFleetError, FleetError, Problem, RunCancelled
 from comfyfleet.fleet.logs import rotate, tail
 from comfyfleet.fleet.spec import WorkerSpec
-from comfyfleet.work import Failure, Happening, Progress, Result, Told, Unit, WorkerInfo
+from comfyfleet.work import (
+    Failure,
+    Happening,
+    Packed,
+    Progress,
+    Result,
+    Told,
+    Unit,
+    WorkerInfo,
+)
 
 #: Lines of a worker's log that an error shows.
 _LOG_LINES = 25
@@ -73,14 +82,20 @@ class Worker:
 
         return self._comfy.call(check_prompt(prompt))
 
-    def run(self, unit: Unit, *, free_first: bool = False) -> Iterator[Happening]:
-        """Run a unit: its progress (and what is told of it), then one Result or one Failure."""
+    def run(
+        self, unit: Unit, stored: Mapping[str, Any], *, free_first: bool = False
+    ) -> Iterator[Happening]:
+        """Run a unit: its progress (and what is told of it), then one Result or one Failure.
+
+        ``stored`` is where the unit's values lie in Ray's object store.
+        """
         if free_first:
             self.free({"unload_models": True, "free_memory": True})
+        values = _fetch(stored)
         prompt_id = unit.mirrored.prompt_id if unit.mirrored else str(uuid.uuid4())
         self._current = (unit.id, prompt_id)
         events: queue.SimpleQueue[Happening] = queue.SimpleQueue()
-        work = self._work(unit, prompt_id, events.put)
+        work = self._work(unit, prompt_id, values, events.put)
         future = asyncio.run_coroutine_threadsafe(work, self._comfy.loop)
         future.add_done_callback(lambda done: events.put(_ending(done)))
         while isinstance(event := events.get(), Progress | Told):
@@ -89,13 +104,19 @@ class Worker:
         yield event
 
     def _work(
-        self, unit: Unit, prompt_id: str, tell: Callable[[Happening], None]
+        self,
+        unit: Unit,
+        prompt_id: str,
+        values: Mapping[str, Packed],
+        tell: Callable[[Happening], None],
     ) -> Coroutine[Any, Any, Result]:
         def on_progress(fraction: float) -> None:
             tell(Progress(fraction))
 
         if unit.mirrored is None:
-            run: Coroutine[Any, Any, Result] = self._runner.run(unit.prompt, prompt_id, on_progress)
+            run: Coroutine[Any, Any, Result] = self._runner.run(
+                unit.prompt, prompt_id, on_progress, values
+            )
             return run
         mirror: Coroutine[Any, Any, Result] = self._runner.mirror(
             unit.prompt, unit.mirrored, on_progress, tell
@@ -146,6 +167,13 @@ def _open_log(spec: WorkerSpec) -> None:
     redirect_output(spec.log_file)
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     sys.stdout.write(f"--- worker {spec.id} on {spec.device.id}, process {os.getpid()}, {now}\n")
+
+
+def _fetch(stored: Mapping[str, Any]) -> dict[str, Packed]:
+    """The values by digest: views of shared memory where it is this machine's."""
+    import ray
+
+    return dict(zip(stored, ray.get(list(stored.values())), strict=True))
 
 
 async def _make_runner(url: str) -> Any:

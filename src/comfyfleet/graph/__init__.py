@@ -5,6 +5,20 @@ No function changes what it is given; results share the nodes that did not chang
 
 from __future__ import annotations
 
+from comfyfleet.graph.border import (
+    TRAVELLING_TYPES,
+    border,
+    is_worth_shipping,
+    shipped_node,
+    stand_in,
+)
+from comfyfleet.graph.branches import (
+    BRANCH_CLASS,
+    DISPATCHING,
+    exclusive,
+    find_branches,
+    with_branches,
+)
 from comfyfleet.graph.digest import digest, model_key, node_digests
 from comfyfleet.graph.files import FileRef, find_files, looks_like_file, missing_files
 from comfyfleet.graph.prompt import (
@@ -16,9 +30,11 @@ from comfyfleet.graph.prompt import (
     in_order,
     links_of,
     parse_prompt,
+    problem_at,
     with_input,
 )
 from comfyfleet.graph.slice import cut, new_id, upstream
+from comfyfleet.graph.split import find_splits, slice_bounds, slices_nodes
 from comfyfleet.graph.vary import (
     clone_share,
     find_seeds,
@@ -31,18 +47,26 @@ from comfyfleet.graph.vary import (
 )
 
 __all__ = [
+    "BRANCH_CLASS",
+    "DISPATCHING",
+    "TRAVELLING_TYPES",
     "FileRef",
     "Link",
     "Prompt",
     "as_link",
+    "border",
     "clone_share",
     "cut",
     "digest",
     "downstream",
+    "exclusive",
+    "find_branches",
     "find_files",
     "find_problems",
     "find_seeds",
+    "find_splits",
     "in_order",
+    "is_worth_shipping",
     "links_of",
     "looks_like_file",
     "missing_files",
@@ -50,12 +74,18 @@ __all__ = [
     "new_id",
     "node_digests",
     "parse_prompt",
+    "problem_at",
     "repeat",
     "set_input",
+    "shipped_node",
+    "slice_bounds",
+    "slices_nodes",
+    "stand_in",
     "upstream",
     "value_lines",
     "vary",
     "vary_seeds",
     "varying_nodes",
+    "with_branches",
     "with_input",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from comfyfleet.errors import InputError, Problem, WorkflowError
+from comfyfleet.graph.border import shipped_node
 from comfyfleet.graph.prompt import (
     Link,
     Prompt,
@@ -28,6 +29,8 @@ SEED_CLASSES = frozenset({"DistributedSeed", "FleetSeed"})
 SEED_INPUTS = ("seed", "noise_seed")
 #: Internal node: adds its literal ``offset`` to a ``seed`` that is known only at run time.
 SEED_OFFSET_CLASS = "FleetSeedOffset"
+#: Stands for an output of a Fleet Split, and names each share's value; it runs nowhere itself.
+SLICES_CLASS = "FleetSlices"
 
 _VALUES_FORM = 'write {"1": "value of share 1", "2": "value of share 2"}'
 
@@ -171,11 +174,17 @@ def _vary_distributed_value(node: Node, share: int) -> Node:
     return with_input(node, "default_value", _as_text(value))
 
 
+def _vary_slices(node: Node, share: int) -> Node:
+    digests = value_lines(_text_input(node, "digests"))
+    return shipped_node(digests[share])
+
+
 #: What varies between shares. A further class is one row.
 VARIERS: Mapping[str, Varier] = {
     "DistributedSeed": _vary_seed,
     "DistributedValue": _vary_distributed_value,
     "FleetSeed": _vary_seed,
+    SLICES_CLASS: _vary_slices,
     "FleetValue": _vary_fleet_value,
 }
 

@@ -32,7 +32,6 @@ from comfyfleet.work.events import (
 from comfyfleet.work.policy import Policy
 from comfyfleet.work.results import (
     HISTORY,
-    Happening,
     OutputFile,
     Packed,
     Progress,
@@ -43,7 +42,7 @@ from comfyfleet.work.results import (
     VideoRef,
 )
 from comfyfleet.work.state import WorkerState
-from comfyfleet.work.units import Failure, Mirrored, Prompt, Unit, WorkerInfo
+from comfyfleet.work.units import Failure, Happening, Mirrored, Prompt, Unit, WorkerInfo
 
 __all__ = [
     "HISTORY",

@@ -230,7 +230,9 @@ class Dispatch:
         else:
             job.failures[worker.id] = failure
             self._board.note(job, "failed on", worker)
-            self._care.blame(worker, f"unit {job.id}: {failure.message}", job)
+            # Where nobody else can try it, nothing tells a bad worker from a bad workflow.
+            if self._board.roster.num_able(job.run, job.failures) or len(job.failures) > 1:
+                self._care.blame(worker, f"unit {job.id}: {failure.message}", job)
         self._runs.retry(job)
 
     def _on_unit_progress(self, event: UnitProgress) -> None:

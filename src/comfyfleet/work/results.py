@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
-
-from comfyfleet.work.units import Failure
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +87,3 @@ class Told:
 
 #: No event of ComfyUI's.
 HISTORY = "comfyfleet_history"
-
-#: What comes from an attempt while it lasts, and what ends it.
-Happening: TypeAlias = Progress | Told | Failure | Result

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
+
+from comfyfleet.work.results import Packed, Progress, Result, Told
 
 #: A ComfyUI prompt in API format: node id -> {"class_type": str, "inputs": {...}}.
 Prompt = Mapping[str, Mapping[str, Any]]
@@ -39,6 +41,9 @@ class Unit:
     cost: float = 1.0
     #: Set if this is a whole prompt of the master's queue.
     mirrored: Mirrored | None = field(default=None, repr=False, compare=False)
+    #: What the prompt's shipped nodes give, by digest. Equal values are one object in all units of
+    #: a run, and stored once.
+    values: Mapping[str, Packed] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def id(self) -> str:
@@ -73,3 +78,7 @@ class Failure:
     def __str__(self) -> str:
         where = f"node {self.node_id} ({self.class_type}): " if self.node_id else ""
         return f"{where}{self.message}" + (f"\n{self.traceback}" if self.traceback else "")
+
+
+#: What comes from an attempt while it lasts, and what ends it.
+Happening: TypeAlias = Progress | Told | Failure | Result

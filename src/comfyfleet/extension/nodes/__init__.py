@@ -5,26 +5,38 @@ from comfyfleet.extension.nodes.batches import (
     FleetBatchDivider,
     FleetEmptyImage,
 )
-from comfyfleet.extension.nodes.collector import FleetCollectNext, FleetCollector
+from comfyfleet.extension.nodes.branch import FleetBranch, FleetBranchHere, FleetBranchRun
+from comfyfleet.extension.nodes.collector import (
+    FleetCollectBegin,
+    FleetCollectNext,
+    FleetCollector,
+)
 from comfyfleet.extension.nodes.demo import FleetDemoModel
-from comfyfleet.extension.nodes.internal import FleetReturn, FleetSeedOffset
+from comfyfleet.extension.nodes.internal import FleetReturn, FleetSeedOffset, FleetShipped
 from comfyfleet.extension.nodes.legacy import LEGACY_NODES
 from comfyfleet.extension.nodes.parallel import FleetFollow, FleetParallelModel
+from comfyfleet.extension.nodes.split import FleetSplit
 from comfyfleet.extension.nodes.values import FleetModelName, FleetSeed, FleetValue
 
 NODES = [
     FleetSeed,
     FleetValue,
     FleetCollector,
+    FleetSplit,
+    FleetBranch,
     FleetBatchDivider,
     FleetAudioBatchDivider,
     FleetModelName,
     FleetEmptyImage,
     FleetDemoModel,
     FleetParallelModel,
+    FleetCollectBegin,
     FleetCollectNext,
+    FleetBranchRun,
+    FleetBranchHere,
     FleetReturn,
     FleetSeedOffset,
+    FleetShipped,
     FleetFollow,
 ]
 

@@ -53,6 +53,15 @@ def collected_outputs() -> list[Any]:
     ]
 
 
+def _expanded_outputs() -> list[Any]:
+    """The outputs of a node that an expansion goes on with.
+
+    One entry each, lists too: ComfyUI strings the entries of an expansion's outputs together, and
+    more than one would push the following outputs out of place.
+    """
+    return [io.AnyType.Output(f"all_{name}", name) for name in OUTPUTS]
+
+
 class FleetCollector(io.ComfyNode):
     """Run what is upstream once per share, on all devices, and give all results as one batch."""
 
@@ -99,6 +108,39 @@ class FleetCollector(io.ComfyNode):
         return await collect(cls.hidden, collected)
 
 
+class FleetCollectBegin(io.ComfyNode):
+    """What the shares of a collector need is here: now they begin; expanded by a collector."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FleetCollectBegin",
+            display_name="Fleet Collect Begin (internal)",
+            category=INTERNAL,
+            description="Sends what is equal for all shares to workers. ComfyFleet adds it by "
+            "itself.",
+            is_input_list=True,
+            enable_expand=True,
+            # And value_0, value_1, ..., as many as there are.
+            inputs=[
+                io.String.Input("collector"),
+                # Another one in each run: ComfyUI must never take a result of this from its cache.
+                io.String.Input("collection"),
+            ],
+            outputs=_expanded_outputs(),
+        )
+
+    @classmethod
+    async def execute(
+        cls, collector: list[str], collection: list[str], **values: list[Any]
+    ) -> io.NodeOutput:
+        begun = master().find(collector[0])
+        master().ship(begun, [values[f"value_{i}"] for i in range(len(begun.plan.links))])
+        if not begun.begun:
+            return compute_first(begun)
+        return await advance(begun) if begun.request.delegate else expand(begun, 0)
+
+
 class FleetCollectNext(io.ComfyNode):
     """A further share that the master computes while it waits; expanded by a collector."""
 
@@ -120,9 +162,7 @@ class FleetCollectNext(io.ComfyNode):
                 # Another one in each run: ComfyUI must never take a result of this from its cache.
                 io.String.Input("collection"),
             ],
-            # One entry each, lists too: ComfyUI strings the entries of an expansion's outputs
-            # together, and more than one would push the following outputs out of place.
-            outputs=[io.AnyType.Output(f"all_{name}", name) for name in OUTPUTS],
+            outputs=_expanded_outputs(),
         )
 
     @classmethod
@@ -149,12 +189,14 @@ def ask(
         absent=absent or {},
     )
     collection = master().begin(request, prompts.plain_prompt(hidden.dynprompt))
-    return [] if collection.request.delegate else list(inputs)
+    return [] if collection.plan.links or collection.request.delegate else list(inputs)
 
 
 async def collect(hidden: Any, collected: Mapping[str, list[Any]]) -> io.NodeOutput:
     """A collector's result: its own share, and all others."""
     collection = master().find(hidden.unique_id)
+    if not collection.begun:
+        return compute_first(collection)
     if not collection.request.delegate:
         own = {name: collected[name] for name in collection.request.inputs}
         collection.add_local(0, own)
@@ -181,14 +223,27 @@ async def advance(collection: Collection) -> io.NodeOutput:
     return outputs
 
 
+def compute_first(collection: Collection) -> io.NodeOutput:
+    """ComfyUI's node expansion: what shares need and need not compute, and a node that goes on."""
+    node_id, links = collection.request.node_id, collection.plan.links
+    going_on = f"{node_id}.values.{len(collection.refused)}"
+    inputs: dict[str, Any] = {f"value_{i}": list(link) for i, link in enumerate(links)}
+    inputs |= {"collector": node_id, "collection": collection.id}
+    nodes = {going_on: {"class_type": "FleetCollectBegin", "inputs": inputs}}
+    results = [[going_on, slot] for slot in range(len(OUTPUTS))]
+    return io.NodeOutput(*results, expand=nodes)
+
+
 def expand(collection: Collection, share: int) -> io.NodeOutput:
     """ComfyUI's node expansion: what varies upstream once more, and a node that goes on."""
     node_id = collection.request.node_id
     nodes: dict[str, Any] = {}
     inputs: dict[str, Any] = {"collector": node_id, "share": share, "collection": collection.id}
-    for name, link in collection.request.inputs.items():
-        clones, source = clone_share(collection.prompt, link, share, f"{node_id}.{share}.")
-        nodes.update(clones)
+    for name, link in collection.links.items():
+        source = link
+        if share or collection.is_sliced:  # else it is what the prompt says
+            clones, source = clone_share(collection.prompt, link, share, f"{node_id}.{share}.")
+            nodes.update(clones)
         inputs[name] = list(source)
     going_on = f"{node_id}.{share}"
     nodes[going_on] = {"class_type": "FleetCollectNext", "inputs": inputs}

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from comfyfleet.comfy import returns
+from comfyfleet.comfy import returns, shipped
 
 #: Where ComfyUI's menu shows them, after everything that a user looks for.
 INTERNAL = "fleet/internal"
@@ -59,3 +59,22 @@ class FleetSeedOffset(io.ComfyNode):
     @classmethod
     def execute(cls, seed: int, offset: int) -> io.NodeOutput:
         return io.NodeOutput((seed + offset) % 2**64)
+
+
+class FleetShipped(io.ComfyNode):
+    """A value that was computed elsewhere; ComfyUI's cache knows it by its digest."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FleetShipped",
+            display_name="Fleet Shipped (internal)",
+            category=INTERNAL,
+            description="A value that came with a unit. ComfyFleet adds it by itself.",
+            inputs=[io.String.Input("digest")],
+            outputs=[io.AnyType.Output("value", "value", is_output_list=True)],
+        )
+
+    @classmethod
+    def execute(cls, digest: str) -> io.NodeOutput:
+        return io.NodeOutput(shipped.take(digest))

@@ -1,0 +1,81 @@
+"""Shares that are slices of one batch: which Fleet Splits decide about a collector's shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from comfyfleet.errors import InputError
+from comfyfleet.graph.prompt import Link, Prompt, as_link, links_of
+from comfyfleet.graph.vary import SLICES_CLASS
+
+SPLIT_CLASS = "FleetSplit"
+#: A collector has slices of its own: what is split upstream of it does not concern a later one.
+COLLECTOR_CLASSES = frozenset({"DistributedCollector", "FleetCollector"})
+#: The outputs of a Fleet Split: the slice, the number of its first item, how many there are.
+NUM_SPLIT_OUTPUTS = 3
+
+#: Chosen sizes: so many slices for each device, that a fast one can take more of them than a slow
+#: one; and no larger ones, so that nobody waits long for the last.
+SLICES_PER_DEVICE = 4
+MAX_CHOSEN_SIZE = 16
+
+
+def find_splits(prompt: Prompt, targets: Iterable[str]) -> dict[str, Link]:
+    """Return the splits that targets depend on, and where the batch of each comes from."""
+    found: dict[str, Link] = {}
+    seen: set[str] = set()
+    waiting = list(targets)
+    while waiting:
+        node_id = waiting.pop()
+        if node_id in seen or node_id not in prompt:
+            continue
+        seen.add(node_id)
+        node = prompt[node_id]
+        batch = as_link(node.get("inputs", {}).get("batch"))
+        if node.get("class_type") == SPLIT_CLASS and batch is not None:
+            found[node_id] = batch
+        elif node.get("class_type") not in COLLECTOR_CLASSES:
+            waiting += (source for source, _ in links_of(node).values())
+    return {node_id: found[node_id] for node_id in prompt if node_id in found}
+
+
+def slice_bounds(total: int, size: object, *, shares: int, devices: int) -> list[tuple[int, int]]:
+    """Return first and last + 1 of each slice of ``total`` items.
+
+    With ``size`` 0 there are ``shares`` slices, and with both 0 as many as the devices keep busy.
+    Raises InputError if there must be ``shares`` slices and are not, or if the size is no number.
+    """
+    if not isinstance(size, int):
+        raise InputError("input 'size' is linked, but must be known first; type it into the node.")
+    if size:
+        count = max(1, -(-total // size))
+        if shares not in (0, count):
+            raise InputError(
+                f"shares is {shares}, but {total} items in slices of {size} are {count} shares: "
+                f"set the collector's shares to 0 or {count}, or the split's size to 0."
+            )
+        return [(i * size, min(total, (i + 1) * size)) for i in range(count)]
+    count = shares or _chosen_count(total, devices)
+    if shares > max(1, total):
+        raise InputError(f"shares is {shares}, but there are {total} items: set it to 0.")
+    ends = [total * (i + 1) // count for i in range(count)]
+    return list(zip([0, *ends], ends, strict=False))
+
+
+def _chosen_count(total: int, devices: int) -> int:
+    if devices <= 1:
+        return 1
+    size = min(MAX_CHOSEN_SIZE, max(1, total // (SLICES_PER_DEVICE * devices)))
+    return max(1, -(-total // size))
+
+
+def slices_nodes(split_id: str, digests: Sequence[Sequence[str]]) -> dict[Link, Mapping[str, Any]]:
+    """Return what stands for a split's outputs: of each share, the digests of its three values."""
+    return {
+        (split_id, slot): {
+            "class_type": SLICES_CLASS,
+            "inputs": {"digests": "\n".join(share[slot] for share in digests)},
+        }
+        for slot in range(NUM_SPLIT_OUTPUTS)
+    }

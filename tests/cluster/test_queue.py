@@ -1,0 +1,388 @@
+"""The shared queue through /prompt of a real ComfyUI: as one ComfyUI, only on more devices."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.error
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests import prompts
+from tests.parallel_bed.events import Event, Recording, record
+from tests.queue_bed.bed import PACK, Gates, fault, picture, queued, save, saved, share, unshare
+from tests.support import Master, error_of, wait_until
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def server(
+    comfyui: Path, tmp_path_factory: pytest.TempPathFactory, nothing_left: None
+) -> Iterator[Master]:
+    """A master with two workers."""
+    base = tmp_path_factory.mktemp("queue")
+    running = Master(comfyui, base, workers="cpu,cpu", packs={"queue_bed": PACK})
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def shared(server: Master) -> Iterator[Master]:
+    """Only the workers run prompts."""
+    share(server)
+    yield server
+    wait_until(lambda: not any(queued(server)), "the queue to be empty", 60)
+
+
+@pytest.fixture
+def gates(tmp_path: Path) -> Gates:
+    return Gates(tmp_path / "gates")
+
+
+# The same as with one ComfyUI.
+
+KINDS: dict[str, dict[str, Any]] = {
+    "image": {"3": save(["1", 0], "kinds/%year%/image")},
+    "images": {"2": {"class_type": "ImageScaleBy", "inputs": {
+        "image": ["1", 0], "upscale_method": "bicubic", "scale_by": 2.0}},
+        "3": save(["2", 0], "kinds/twice"), "4": save(["1", 0], "kinds/twice")},
+    "preview": {"3": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}},
+    "audio": {"2": {"class_type": "TestTone", "inputs": {"pitch": 440.0}}, "3": {
+        "class_type": "SaveAudio",
+        "inputs": {"audio": ["2", 0], "filename_prefix": "kinds/sound"}}},
+    "video": {"2": {"class_type": "CreateVideo", "inputs": {"images": ["1", 0], "fps": 8.0}}, "3": {
+        "class_type": "SaveVideo", "inputs": {
+            "video": ["2", 0], "filename_prefix": "kinds/film", "format": "auto",
+            "codec": "auto"}}},
+    "text": {"3": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}},
+    "latent": {"2": {"class_type": "EmptyLatentImage", "inputs": {
+        "width": 64, "height": 64, "batch_size": 1}}, "3": {"class_type": "SaveLatent", "inputs": {
+            "samples": ["2", 0], "filename_prefix": "kinds/latent"}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_output_is_that_of_one_comfyui(server: Master, kind: str) -> None:
+    prompt = picture(color=len(kind) * 1000) | KINDS[kind]
+    unshare(server)
+    alone = record(server, prompt)
+    share(server)
+    elsewhere = record(server, prompt)
+    assert_same(server, alone, elsewhere)
+
+
+def test_a_sampler_shows_the_same_steps_and_previews(server: Master) -> None:
+    prompt = prompts.demo(seed=3)
+    unshare(server)
+    alone = record(server, prompt)
+    share(server)
+    elsewhere = record(server, prompt)
+    assert alone.count("progress") == 4
+    assert_same(server, alone, elsewhere)
+    again = record(server, prompt)
+    assert again.count("execution_cached") == len(prompt)
+    assert files_of(server, again) == files_of(server, elsewhere)
+
+
+def test_an_error_is_that_of_one_comfyui(server: Master) -> None:
+    unshare(server)
+    alone = record(server, fault("all,,", color=77))
+    share(server)
+    good = [server.queue(saved(color)) for color in (1, 2)]
+    elsewhere = record(server, fault("all", color=78))
+    good += [server.queue(saved(color)) for color in (3, 4)]
+    assert {event.kind for event in elsewhere.events} == {event.kind for event in alone.events}
+    first, second = (entry.entry["status"]["messages"][-1] for entry in (alone, elsewhere))
+    same = ("node_id", "node_type", "exception_message", "exception_type")
+    assert first[0] == second[0] == "execution_error"
+    assert {key: first[1][key] for key in same} == {key: second[1][key] for key in same}
+    assert [server.finish(prompt)["status"]["status_str"] for prompt in good] == ["success"] * 4
+
+
+def assert_same(server: Master, alone: Recording, elsewhere: Recording) -> None:
+    """Events in the same order, a history of the same form, and the same bytes in the files."""
+    ours, theirs = (
+        [event for event in each.events if event.kind != "execution_cached"]
+        for each in (alone, elsewhere)
+    )
+    assert sorted(map(repr, ours)) == sorted(map(repr, theirs))
+    assert [event.kind for event in theirs][-2:] == [event.kind for event in ours][-2:]
+    assert [e for e in ours if e.kind == "progress"] == [e for e in theirs if e.kind == "progress"]
+    assert form(alone.entry) == form(elsewhere.entry)
+    first, second = (files_of(server, each) for each in (alone, elsewhere))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert not set(first) & set(second)
+
+
+def form(value: Any) -> Any:
+    """A history entry without what differs from run to run: times, ids, numbers of files."""
+    if isinstance(value, dict):
+        skipped = ("timestamp", "prompt_id", "client_id", "create_time", "prompt")
+        return {key: form(entry) for key, entry in value.items() if key not in skipped}
+    if isinstance(value, list):
+        cached = value[:1] == ["execution_cached"]
+        return value[:1] if cached else [form(entry) for entry in value]
+    if isinstance(value, str):
+        return re.sub(r"_[a-z]{5}_\d{5}_|_\d{5}_", "_N_", value)
+    return value
+
+
+def files_of(server: Master, recording: Recording) -> list[Path]:
+    """Where the master has the files that the history names, in order of nodes."""
+    outputs = recording.entry["outputs"]
+    found = []
+    for node_id in sorted(outputs):
+        for entries in outputs[node_id].values():
+            for entry in entries:
+                if isinstance(entry, dict) and "filename" in entry:
+                    folder = server.base / entry["type"] / entry["subfolder"]
+                    found.append(folder / entry["filename"])
+    return found
+
+
+def test_pictures_can_be_viewed(shared: Master) -> None:
+    import urllib.request
+
+    entry = shared.run(picture(0xFF8000) | KINDS["preview"])
+    (shown,) = entry["outputs"]["3"]["images"]
+    query = f"filename={shown['filename']}&subfolder={shown['subfolder']}&type={shown['type']}"
+    with urllib.request.urlopen(f"http://127.0.0.1:{shared.port}/view?{query}") as answer:
+        assert Image.open(answer).getpixel((0, 0)) == (255, 128, 0)
+
+
+# Who runs what.
+
+
+def test_all_devices_work_at_once(server: Master, gates: Gates) -> None:
+    share(server, master_computes=True)
+    names = ["a", "b", "c", "d"]
+    ids = [server.queue(gates.prompt(name, 10 + i)) for i, name in enumerate(names)]
+    assert sorted(gates.wait("a", "b", "c")) == ["cpu-0", "cpu-1", "master"]
+    running, waiting = queued(server)
+    assert sorted(running) == sorted(ids[:3]) and waiting == ids[3:]
+    assert not gates.reached("d")
+    gates.open(*names)
+    assert [server.finish(each)["status"]["status_str"] for each in ids] == ["success"] * 4
+
+
+def test_a_master_that_computes_nothing_runs_nothing(shared: Master, gates: Gates) -> None:
+    names = [f"n{i}" for i in range(6)]
+    gates.open(*names)
+    for prompt_id in [shared.queue(gates.prompt(name, 50)) for name in names]:
+        shared.finish(prompt_id)
+    assert "master" not in {gates.who(name) for name in names}
+
+
+def test_what_only_the_master_has_runs_there(shared: Master, gates: Gates) -> None:
+    held = [shared.queue(gates.prompt(name, i)) for i, name in enumerate(["x", "y"])]
+    gates.wait("x", "y")
+    mine = shared.queue(gates.prompt("mine", 9, cls="TestOnlyHere"))
+    assert gates.wait("mine") == ["master"]
+    gates.open("x", "y", "mine")
+    for prompt_id in [*held, mine]:
+        assert shared.finish(prompt_id)["status"]["status_str"] == "success"
+
+
+def test_a_collector_uses_the_whole_fleet_and_stays_with_the_master(shared: Master) -> None:
+    entry = shared.run(prompts.collected(shares=4, seed=5))
+    assert len(entry["outputs"]["7"]["images"]) == 4
+
+
+def test_nothing_is_overwritten_when_all_save_under_one_name(server: Master) -> None:
+    share(server, master_computes=True)
+    before = set((server.base / "output").glob("crowd*"))
+    colors = range(0x101010, 0x101010 + 30)
+    ids = [server.queue(saved(color, "crowd")) for color in colors]
+    entries = [server.finish(prompt_id) for prompt_id in ids]
+    paths = [server.files(entry, "3")[0] for entry in entries]
+    found = []
+    for path in paths:
+        with Image.open(path) as image:
+            red, green, blue = image.getpixel((0, 0))
+        found.append((red << 16) + (green << 8) + blue)
+    assert found == list(colors)
+    assert set((server.base / "output").glob("crowd*")) - before == set(paths)
+
+
+# The queue in the hands of its clients.
+
+
+def test_two_clients_see_their_own_prompts_only(shared: Master, gates: Gates) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    gates.open("one", "two")
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(
+            lambda name: record(shared, gates.prompt(name, len(name))), ("one", "two")
+        )
+    for each in (one, two):
+        assert [e.node for e in each.events if e.kind == "executed"] == ["3"]
+        assert each.events[-1] == Event("executing")
+
+
+def test_the_queue_can_be_reordered_and_pruned(shared: Master, gates: Gates) -> None:
+    held = [shared.queue(gates.prompt(name, i)) for i, name in enumerate(["p", "q"])]
+    gates.wait("p", "q")
+    later, gone = shared.queue(gates.prompt("later", 1)), shared.queue(gates.prompt("gone", 2))
+    body = {"prompt": gates.prompt("first", 3), "front": True}
+    first = str(shared.post("/prompt", body)["prompt_id"])
+    assert queued(shared)[1] == [first, later, gone]
+    shared.post("/queue", {"delete": [gone]})
+    assert queued(shared)[1] == [first, later]
+    gates.open("p")
+    gates.wait("first")
+    assert not gates.reached("later")
+    gates.open("q", "first", "later")
+    for prompt_id in [*held, first, later]:
+        assert shared.finish(prompt_id)["status"]["status_str"] == "success"
+    assert not shared.get(f"/history/{gone}") and not gates.reached("gone")
+
+
+def test_the_queue_can_be_cleared(shared: Master, gates: Gates) -> None:
+    held = [shared.queue(gates.prompt(name, i)) for i, name in enumerate(["r", "s"])]
+    gates.wait("r", "s")
+    for _ in range(5):
+        shared.queue(gates.prompt("never", 4))
+    shared.post("/queue", {"clear": True})
+    assert queued(shared)[1] == []
+    gates.open("r", "s")
+    for prompt_id in held:
+        shared.finish(prompt_id)
+    assert not gates.reached("never")
+
+
+def test_one_running_prompt_is_interrupted_and_no_other(shared: Master, gates: Gates) -> None:
+    stay, stop = shared.queue(gates.prompt("stay", 1)), shared.queue(gates.prompt("stop", 2))
+    gates.wait("stay", "stop")
+    began = time.monotonic()
+    shared.post("/interrupt", {"prompt_id": stop})
+    entry = shared.finish(stop, 10)
+    assert time.monotonic() - began < 1
+    assert [kind for kind, _ in entry["status"]["messages"]] == ["execution_interrupted"]
+    after = shared.queue(gates.prompt("after", 3))
+    gates.wait("after")
+    gates.open("stay", "after")
+    for prompt_id in (stay, after):
+        assert shared.finish(prompt_id)["status"]["status_str"] == "success"
+
+
+def test_the_masters_own_prompt_is_interrupted_and_no_other(server: Master, gates: Gates) -> None:
+    share(server, master_computes=True)
+    ids = {name: server.queue(gates.prompt(name, i)) for i, name in enumerate(["k", "l", "m"])}
+    where = dict(zip(gates.wait("k", "l", "m"), "klm", strict=True))
+    server.post("/interrupt", {"prompt_id": ids[where["master"]]})
+    assert server.finish(ids[where["master"]], 10)["status"]["status_str"] == "error"
+    gates.open("k", "l", "m")
+    for worker in ("cpu-0", "cpu-1"):
+        assert server.finish(ids[where[worker]])["status"]["status_str"] == "success"
+
+
+def test_interrupt_without_an_id_stops_all_that_runs(server: Master, gates: Gates) -> None:
+    share(server, master_computes=True)
+    ids = [server.queue(gates.prompt(name, i)) for i, name in enumerate(["t", "u", "v"])]
+    gates.wait("t", "u", "v")
+    server.post("/interrupt", {})
+    for prompt_id in ids:
+        assert server.finish(prompt_id, 10)["status"]["status_str"] == "error"
+
+
+def test_switching_off_leaves_the_rest_to_the_master(server: Master, gates: Gates) -> None:
+    share(server)
+    ids = [server.queue(gates.prompt(name, i)) for i, name in enumerate(["e", "f", "g"])]
+    gates.wait("e", "f")
+    unshare(server)
+    assert gates.wait("g") == ["master"]
+    gates.open("e", "f", "g")
+    for prompt_id in ids:
+        assert server.finish(prompt_id)["status"]["status_str"] == "success"
+
+
+# Workers with faults.
+
+
+def test_a_fault_of_one_worker_costs_nothing(shared: Master) -> None:
+    for color in range(100, 104):
+        shared.run(fault("cpu-0", color=color))
+
+
+@pytest.mark.parametrize("on", ["cpu-0", "cpu-1"])
+def test_out_of_memory_on_one_worker_runs_on_the_other(shared: Master, on: str) -> None:
+    shared.run(fault(on, "memory", color=int(on[-1]) + 200))
+
+
+def test_out_of_memory_everywhere_is_said(shared: Master) -> None:
+    entry = shared.finish(shared.queue(fault("all", "memory", color=300)))
+    assert "memory" in error_of(entry)
+
+
+# Bad input.
+
+
+def refused(server: Master, path: str, body: Any, status: int) -> str:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        server.post(path, body)
+    assert caught.value.code == status
+    return caught.value.read().decode()
+
+
+def test_bad_requests_say_what_is_allowed(shared: Master) -> None:
+    base = "/comfyfleet/v1"
+    assert "object" in refused(shared, f"{base}/share", [], 400)
+    assert "true or false" in refused(shared, f"{base}/share", {"on": 1}, 400)
+    assert "give" in refused(shared, f"{base}/share", {}, 400)
+    assert "cpu-0, cpu-1" in refused(shared, f"{base}/workers/cpu-9/restart", {}, 400)
+    assert "enable, disable" in refused(shared, f"{base}/workers/cpu-0/fly", {}, 400)
+
+
+def test_two_masters_on_one_user_folder(shared: Master, comfyui: Path, tmp_path: Path) -> None:
+    flags = ["--user-directory", str(shared.base / "user")]
+    other = Master(comfyui, tmp_path / "other", workers="cpu", flags=flags)
+    try:
+        assert "queue.sqlite3" in refused(other, "/comfyfleet/v1/share", {"on": True}, 503)
+        other.run(saved(5))
+    finally:
+        other.close()
+
+
+def test_a_disabled_worker_gets_nothing_until_it_is_enabled(shared: Master, gates: Gates) -> None:
+    shared.post("/comfyfleet/v1/workers/cpu-1/disable", {})
+    try:
+        names = [f"d{i}" for i in range(3)]
+        gates.open(*names)
+        for prompt_id in [shared.queue(gates.prompt(name, 60)) for name in names]:
+            shared.finish(prompt_id)
+        assert {gates.who(name) for name in names} == {"cpu-0"}
+    finally:
+        shared.post("/comfyfleet/v1/workers/cpu-1/enable", {})
+    ids = [shared.queue(gates.prompt(name, 61)) for name in ("v", "w")]
+    assert sorted(gates.wait("v", "w")) == ["cpu-0", "cpu-1"]
+    gates.open("v", "w")
+    for prompt_id in ids:
+        shared.finish(prompt_id)
+
+
+def test_a_restarted_worker_loses_nothing(shared: Master, gates: Gates) -> None:
+    ids = [shared.queue(gates.prompt(name, 70)) for name in ("g0", "g1")]
+    where = dict(zip(gates.wait("g0", "g1"), ("g0", "g1"), strict=True))
+    shared.post("/comfyfleet/v1/workers/cpu-0/restart", {})
+    gates.open("g0", "g1")
+    assert where
+    for prompt_id in ids:
+        assert shared.finish(prompt_id)["status"]["status_str"] == "success"
+    third = [shared.queue(gates.prompt(name, 71)) for name in ("h0", "h1")]
+    assert sorted(gates.wait("h0", "h1")) == ["cpu-0", "cpu-1"]
+    gates.open("h0", "h1")
+    for prompt_id in third:
+        shared.finish(prompt_id)
+
+
+def test_prompts_with_an_id_of_their_own_keep_it(shared: Master) -> None:
+    prompt_id = str(uuid.uuid4())
+    shared.post("/prompt", {"prompt": saved(90), "prompt_id": prompt_id})
+    assert shared.finish(prompt_id)["status"]["status_str"] == "success"

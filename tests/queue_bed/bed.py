@@ -1,0 +1,79 @@
+"""A master whose queue is shared with two workers, gates to hold prompts, and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.support import Master, wait_until
+
+PACK = Path(__file__).parent / "pack"
+
+Prompt = dict[str, dict[str, Any]]
+
+
+class Gates:
+    """Where prompts wait until they are let through."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+
+    def prompt(self, name: str, color: int = 0, *, cls: str = "TestGate") -> Prompt:
+        """A picture of one colour, saved once its gate is open."""
+        held = {"image": ["1", 0], "folder": str(self._folder), "name": name}
+        return picture(color) | {"2": {"class_type": cls, "inputs": held}, "3": save(["2", 0])}
+
+    def open(self, *names: str) -> None:
+        for name in names:
+            (self._folder / f"{name}.open").touch()
+
+    def reached(self, name: str) -> bool:
+        return bool(self.who(name))
+
+    def who(self, name: str) -> str:
+        """Who has come to the gate; empty if nobody has."""
+        path = self._folder / f"{name}.reached"
+        return path.read_text() if path.exists() else ""
+
+    def wait(self, *names: str) -> list[str]:
+        """Wait until somebody stands at each of these gates; who."""
+        return [wait_until(lambda at=name: self.who(at), f"gate {name}", 60) for name in names]
+
+
+def picture(color: int, size: int = 64) -> Prompt:
+    inputs = {"width": size, "height": size, "batch_size": 1, "color": color}
+    return {"1": {"class_type": "EmptyImage", "inputs": inputs}}
+
+
+def save(link: list[Any], prefix: str = "shared") -> dict[str, Any]:
+    return {"class_type": "SaveImage", "inputs": {"images": link, "filename_prefix": prefix}}
+
+
+def saved(color: int, prefix: str = "shared") -> Prompt:
+    """A picture of one colour, saved."""
+    return picture(color) | {"3": save(["1", 0], prefix)}
+
+
+def fault(on: str, kind: str = "error", color: int = 0) -> Prompt:
+    """A picture that raises on some workers."""
+    broken = {"class_type": "TestFault", "inputs": {"image": ["1", 0], "on": on, "kind": kind}}
+    return picture(color) | {"2": broken, "3": save(["2", 0])}
+
+
+def share(master: Master, *, master_computes: bool = False) -> None:
+    """Share the queue, and nothing else changes."""
+    state = master.post("/comfyfleet/v1/share", {"on": True, "master_computes": master_computes})
+    assert state == {"on": True, "master_computes": master_computes, "note": ""}
+
+
+def unshare(master: Master) -> None:
+    assert not master.post("/comfyfleet/v1/share", {"on": False})["on"]
+
+
+def queued(master: Master) -> tuple[list[str], list[str]]:
+    """The ids of the running and of the waiting prompts, as any client sees them."""
+    found: Mapping[str, Any] = master.get("/queue")
+    waiting = sorted(found["queue_pending"], key=lambda item: item[0])
+    return [item[1] for item in found["queue_running"]], [item[1] for item in waiting]
