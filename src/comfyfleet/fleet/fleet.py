@@ -18,7 +18,7 @@ from comfyfleet.config import pack_dir
 from comfyfleet.errors import FleetError, Problem, RunCancelled, RunError, RunFailed
 from comfyfleet.fleet.care import Care
 from comfyfleet.fleet.insight import Snapshot
-from comfyfleet.fleet.insight_memory import MemoryWatch
+from comfyfleet.fleet.insight_memory import DeviceMemory, MemoryWatch
 from comfyfleet.fleet.ledger import Ledger
 from comfyfleet.fleet.loans import Lending, Loan
 from comfyfleet.fleet.loop import Loop
@@ -96,7 +96,7 @@ class Fleet:
         #: What happened and what is: see ``fleet.ledger``.
         names = zip(worker_ids(self._devices), self._devices, strict=True)
         self.ledger = Ledger(self._dispatch, {name: device.id for name, device in names})
-        self._memory = MemoryWatch(lambda: self.care.ask_memory() if self._care else {})
+        self._memory = MemoryWatch(self._ask_memory)
 
     def __enter__(self) -> Fleet:
         self.start()
@@ -134,6 +134,11 @@ class Fleet:
     def workers(self) -> list[WorkerInfo]:
         """The workers that are alive."""
         return list(self._actors.infos.values()) if self._actors else []
+
+    @property
+    def started(self) -> bool:
+        """True once ``start`` has come to its end, in whatever way."""
+        return self._ready.done()
 
     @property
     def usable(self) -> bool:
@@ -193,11 +198,11 @@ class Fleet:
         self._on_worker_lost = listener
 
     def snapshot(self) -> Snapshot:
-        """Everything at this moment, with memory: it may have to wait a second for that.
-
-        Raises FleetError if the fleet has ended.
-        """
+        """Everything at this moment, with memory: it may have to wait a second for that."""
         return self._memory.complete(self.ledger.snapshot())
+
+    def _ask_memory(self) -> DeviceMemory:
+        return self._care.ask_memory() if self._care is not None and self._loop.alive else {}
 
     @property
     def node_classes(self) -> frozenset[str]:

@@ -51,11 +51,12 @@ def _memory(worker: WorkerStatus, known: DeviceMemory) -> Memory:
     if worker.pid is None:
         return Memory()
     free, total = known.get(worker.id, (None, None))
-    rss = _rss(worker.pid)
+    rss = rss_of(worker.pid)
     return Memory(rss_bytes=rss, device_free_bytes=free, device_total_bytes=total)
 
 
-def _rss(pid: int) -> int | None:
+def rss_of(pid: int) -> int | None:
+    """Main memory of a process in bytes; None if it has ended."""
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:

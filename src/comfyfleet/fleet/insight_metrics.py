@@ -47,24 +47,28 @@ _COUNTERS: tuple[tuple[str, str, Value], ...] = (
 )
 
 
-def metrics(snapshot: Snapshot) -> bytes:
+def metrics(snapshot: Snapshot, *, running: bool) -> bytes:
     """All metrics of a fleet, in Prometheus' text format (``CONTENT_TYPE``)."""
     registry = CollectorRegistry()
-    registry.register(_Once(snapshot))
+    registry.register(_Once(snapshot, running))
     return generate_latest(registry)
 
 
 class _Once:
     """Gives the registry the figures of one snapshot."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, running: bool) -> None:
         self._snapshot = snapshot
+        self._running = running
 
     def describe(self) -> list[Metric]:
         """Nothing: the registry would collect once more to learn the names."""
         return []
 
     def collect(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("comfyfleet_up", "1 while a fleet runs, else 0.")
+        up.add_metric([], self._running)
+        yield up
         yield from _of_workers(self._snapshot.workers)
         yield from _of_runs(self._snapshot)
 

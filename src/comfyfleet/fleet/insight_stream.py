@@ -42,9 +42,8 @@ class Subscription:
             self._num_missed = 0
         if missed:
             last = events[-1]
-            events.append(
-                Happened(seq=last.seq, time=last.time, kind="missed", data={"events": missed})
-            )
+            seq, data = last.seq + missed, {"events": missed}
+            events.append(Happened(seq=seq, time=last.time, kind="missed", data=data))
         return events
 
 

@@ -67,7 +67,12 @@ class WorkerSpec:
     @property
     def log_file(self) -> Path:
         logs = self.host.logs
-        return self.folder / "comfyui.log" if logs is None else logs / f"{self.id}.log"
+        return self.folder / "comfyui.log" if logs is None else log_file(logs, self.id)
+
+
+def log_file(logs: Path, worker_id: str) -> Path:
+    """The log of a worker whose owner keeps logs."""
+    return logs / f"{worker_id}.log"
 
 
 def inherited_flags(flags: Sequence[str]) -> list[str]:
