@@ -10,6 +10,7 @@ import os
 import shutil
 from collections import deque
 from pathlib import Path
+from typing import BinaryIO
 
 from comfyfleet.errors import FleetError
 
@@ -43,17 +44,50 @@ def rotate_open(log: Path, max_bytes: int = MAX_BYTES) -> None:
 
 def tail(log: Path, lines: int) -> list[str]:
     """The last lines of a log, without their ends. Raises FleetError if it cannot be read."""
-    try:
-        with log.open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            data, at = b"", end
-            while at > 0 and data.count(b"\n") <= lines:
-                at = max(0, at - _BLOCK)
-                file.seek(at)
-                data = file.read(end - at)
-    except OSError as error:
-        raise FleetError(f"the log {log} cannot be read: {error}") from error
-    return list(deque(data.decode("utf-8", "replace").splitlines(), maxlen=lines))
+    return Follower(log).begin(lines)
+
+
+class Follower:
+    """Reads a log from near its end, and then what comes, whatever rotation does to it."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._file = -1
+        self._at = 0
+
+    def begin(self, lines: int) -> list[str]:
+        """The last lines, without their ends. Raises FleetError if the log cannot be read."""
+        try:
+            with self._log.open("rb") as file:
+                self._file, self._at = os.fstat(file.fileno()).st_ino, file.seek(0, os.SEEK_END)
+                data = _end_of(file, self._at, lines)
+        except OSError as error:
+            raise FleetError(f"the log {self._log} cannot be read: {error}") from error
+        return list(deque(data.decode("utf-8", "replace").splitlines(), maxlen=lines))
+
+    def read(self) -> str:
+        """What has come since; empty if there is nothing, or no such file just now."""
+        try:
+            with self._log.open("rb") as file:
+                state = os.fstat(file.fileno())
+                if state.st_ino != self._file or state.st_size < self._at:
+                    self._file, self._at = state.st_ino, 0  # it was put aside, or emptied
+                file.seek(self._at)
+                data = file.read()
+        except FileNotFoundError:
+            return ""  # it is put aside, and its worker has not opened another one
+        self._at += len(data)
+        return data.decode("utf-8", "replace")
+
+
+def _end_of(file: BinaryIO, end: int, lines: int) -> bytes:
+    """Enough bytes before ``end`` for so many lines."""
+    at, data = end, b""
+    while at > 0 and data.count(b"\n") <= lines:
+        at = max(0, at - _BLOCK)
+        file.seek(at)
+        data = file.read(end - at)
+    return data
 
 
 def _is_large(log: Path, max_bytes: int) -> bool:
