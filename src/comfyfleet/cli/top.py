@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Group
@@ -60,25 +61,29 @@ def frame(status: dict[str, Any], url: str) -> Group:
         f"done: {totals['runs_done']}  failed: {totals['runs_failed']}  "
         f"cancelled: {totals['runs_cancelled']}"
     )
-    notes = [Text(sharing["note"], style="yellow")] if sharing["note"] else []
-    return Group(head, *notes, _workers(status), _runs(status))
+    notes = [_line(sharing["note"], "yellow")] if sharing["note"] else []
+    blank = Text()
+    return Group(head, *notes, blank, _workers(status), *_troubles(status), blank, _runs(status))
 
 
 def _workers(status: dict[str, Any]) -> Table:
-    table = Table(expand=True)
-    table.add_column("worker", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for name in ("device", "memory", "free", "model", "unit"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True)
+    table = _table("worker", "state", "device", "memory", "free", "model")
+    table.add_column("in hand", overflow="fold")  # what gives way on a narrow terminal
     for name in ("%", "per s", "done", "failed"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("last error", overflow="ellipsis", no_wrap=True, ratio=1)
     for worker in status["workers"]:
-        table.add_row(*_worker_row(worker, status["time"]))
+        table.add_row(*_worker_row(worker))
     return table
 
 
-def _worker_row(worker: dict[str, Any], now: float) -> list[str | Text]:
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    return table
+
+
+def _worker_row(worker: dict[str, Any]) -> list[str | Text]:
     memory, task, speed = worker["memory"], worker["task"], worker["units_per_second"]
     return [
         Text(worker["id"]),
@@ -92,7 +97,6 @@ def _worker_row(worker: dict[str, Any], now: float) -> list[str | Text]:
         "" if speed is None else f"{speed:.3g}",
         str(worker["units_done"]),
         str(worker["units_failed"] + worker["units_lost"]),
-        Text(_trouble(worker, now)),
     ]
 
 
@@ -102,23 +106,28 @@ def _task(task: dict[str, Any]) -> str:
     return name + node + (f" {task['step']}/{task['steps']}" if task["steps"] else "")
 
 
-def _trouble(worker: dict[str, Any], now: float) -> str:
-    if worker["reason"]:
-        return str(worker["reason"])
-    error = worker["last_error"]
-    if error is None:
-        return ""
-    return f"{_ago(now - error['time'])} ago: {error['message'].splitlines()[0]}"
+def _troubles(status: dict[str, Any]) -> Iterator[Text]:
+    """Why workers do not work, and what last went wrong with those that do."""
+    for worker in status["workers"]:
+        error = worker["last_error"]
+        if worker["reason"]:
+            yield _line(f"{worker['id']} is {worker['state']}: {worker['reason']}", "yellow")
+        elif error is not None:
+            ago = _ago(status["time"] - error["time"])
+            yield _line(f"{worker['id']} failed {ago} ago: {error['message']}", "red")
+
+
+def _line(text: str, style: str) -> Text:
+    return Text(text.partition("\n")[0], style=style, overflow="ellipsis", no_wrap=True)
 
 
 def _runs(status: dict[str, Any]) -> Table:
-    table = Table("run", "lane", "units", "where", "seconds", expand=True)
-    table.add_column("outcome", overflow="ellipsis", no_wrap=True, ratio=1)
+    table = _table("run", "lane", "units", "where", "seconds", "outcome")
     begun = [run for run in status["runs"] if run["outcome"] != "waiting"]
     for run in begun[-_NUM_RUNS:]:
         where = ", ".join(dict.fromkeys(attempt["worker"] for attempt in run["attempts"]))
         seconds = (run["ended"] or status["time"]) - run["submitted"]
-        error = run["error"].splitlines()[0] if run["error"] else ""
+        error = run["error"].partition("\n")[0]
         table.add_row(
             Text(run["prompt_id"][:8] or run["id"]),
             Text(run["lane"] or "-"),
