@@ -1,4 +1,4 @@
-"""The commands that ask a running ComfyUI: whom they ask, and what they say where nobody answers."""
+"""The commands that ask a running ComfyUI: whom they ask, and what they say of its answer."""
 
 from __future__ import annotations
 
@@ -133,9 +133,9 @@ def client() -> Iterator[MasterClient]:
 
 def test_answers_and_refusals(client: MasterClient) -> None:
     assert client.get('/200/{"on":true}') == {"on": True}
-    with pytest.raises(InputError, match="^no$"):
+    with pytest.raises(InputError, match=r"^no$"):
         client.get('/404/{"error":"no"}')
-    with pytest.raises(FleetError, match="^later$"):
+    with pytest.raises(FleetError, match=r"^later$"):
         client.get('/503/{"error":"later"}')
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -189,6 +190,18 @@ def test_a_worker_at_work_and_its_run(bed: Bed) -> None:
         None,
     )
     assert [(a.worker, a.seconds, a.outcome) for a in run.attempts] == [("a", 2.0, "running")]
+
+
+@pytest.mark.parametrize(
+    "data", [None, "x", {}, {"node": None}, {"value": None, "max": "4"}, {"value": math.inf}, [1]]
+)
+@pytest.mark.parametrize("event", ["executing", "progress", "status", 1])
+def test_what_packs_tell_may_be_anything(bed: Bed, event: str | int, data: Any) -> None:
+    bed.submit(unit(secret=TOKEN))
+    bed.tell("told", "a", unit(), told=Told(event, data))
+    task = bed.worker("a").task
+    assert task is not None
+    assert (task.node, task.step, task.steps) == ("", None, None)
 
 
 def test_what_is_done_is_counted_and_measured(bed: Bed) -> None:

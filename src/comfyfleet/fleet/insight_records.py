@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -85,7 +86,8 @@ class AttemptRecord:
         self.error = ""
         self.fraction = 0.0
         self.node = ""
-        self.step: tuple[int, int] | None = None
+        self.step: int | None = None
+        self.steps: int | None = None
         #: By the timer, as the clock may be set meanwhile.
         self._begin = begin
         self._end: float | None = None
@@ -102,8 +104,7 @@ class AttemptRecord:
 
     @property
     def progress(self) -> dict[str, Any]:
-        step, steps = self.step or (None, None)
-        place = {"node": self.node, "step": step, "steps": steps}
+        place = {"node": self.node, "step": self.step, "steps": self.steps}
         return {**self.label, "fraction": self.fraction, **place}
 
     @property
@@ -116,13 +117,15 @@ class AttemptRecord:
         return (self.run.id, self.unit) == (unit.run_id, unit.index)
 
     def note(self, told: Told) -> bool:
-        """Take node and step from what ComfyUI tells a client; True if it is another node."""
+        """Take node and step from what ComfyUI tells a client; True if it is another node.
+
+        Any pack may send such events, with anything in them.
+        """
         data = told.data
         if told.event not in ("executing", "progress") or not isinstance(data, Mapping):
             return False
         before, self.node = self.node, str(data.get("node") or "")
-        is_step = told.event == "progress"
-        self.step = (int(data["value"]), int(data["max"])) if is_step else None
+        self.step, self.steps = _whole(data.get("value")), _whole(data.get("max"))
         return self.node not in ("", before)
 
     def close(self, outcome: AttemptOutcome, now: float, error: str) -> None:
@@ -139,7 +142,6 @@ class AttemptRecord:
         )
 
     def task(self) -> Task:
-        step, steps = self.step or (None, None)
         return Task(
             run=self.run.id,
             unit=self.unit,
@@ -147,8 +149,8 @@ class AttemptRecord:
             started=self.started,
             fraction=self.fraction,
             node=self.node,
-            step=step,
-            steps=steps,
+            step=self.step,
+            steps=self.steps,
         )
 
 
@@ -237,12 +239,18 @@ class WorkerRecord:
         )
 
 
+def _whole(value: object) -> int | None:
+    if isinstance(value, int | float) and math.isfinite(value):
+        return int(value)
+    return None
+
+
 def secrets_of(extra_data: Mapping[str, Any]) -> tuple[str, ...]:
     """What a client sent along for the nodes of its prompt, such as a token of a paid service."""
     return tuple(
         value
         for name, value in extra_data.items()
-        if isinstance(value, str) and value and any(word in name for word in _SECRET_WORDS)
+        if isinstance(value, str) and value and any(word in name.lower() for word in _SECRET_WORDS)
     )
 
 

@@ -141,9 +141,10 @@ class Ledger:
 
     def note(self, instruction: Quarantine | Heal) -> None:
         """Dispatch changed what it thinks of a worker."""
-        worker = self._workers.get(instruction.worker_id)
-        if worker is not None and isinstance(instruction, Quarantine):
-            worker.counts["quarantines"] += 1
+        with self._lock:
+            worker = self._workers.get(instruction.worker_id)
+            if worker is not None and isinstance(instruction, Quarantine):
+                worker.counts["quarantines"] += 1
 
     def end(self, run_id: str, error: RunError | None) -> None:
         """A run ended."""
