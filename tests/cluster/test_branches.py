@@ -33,6 +33,8 @@ def master(
         running = Master(comfyui, base, workers="cpu,cpu", packs={"branch_pack": PACK})
     finally:
         del os.environ["COMFYFLEET_BRANCHES"]
+    # The workers start: nodes that wait for each other wait for no more than each other.
+    running.run(prompts.collected(shares=2, delegate=True))
     yield running
     running.close()
 

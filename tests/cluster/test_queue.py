@@ -83,7 +83,8 @@ def test_a_sampler_shows_the_same_steps_and_previews(server: Master) -> None:
     alone = record(server, prompt)
     share(server)
     elsewhere = record(server, prompt)
-    assert alone.count("progress") == 4
+    for shown in (alone, elsewhere):
+        assert shown.count("progress") > 1
     assert_same(server, alone, elsewhere)
     again = record(server, prompt)
     assert again.count("execution_cached") == len(prompt)
@@ -107,13 +108,18 @@ def test_an_error_is_that_of_one_comfyui(server: Master) -> None:
 
 def assert_same(server: Master, alone: Recording, elsewhere: Recording) -> None:
     """Events in the same order, a history of the same form, and the same bytes in the files."""
+    # Newer ComfyUI tells of progress and shows previews no more often than it has time.
+    often = ("execution_cached", "progress", "preview")
     ours, theirs = (
-        [event for event in each.events if event.kind != "execution_cached"]
-        for each in (alone, elsewhere)
+        [event for event in each.events if event.kind not in often] for each in (alone, elsewhere)
     )
     assert sorted(map(repr, ours)) == sorted(map(repr, theirs))
     assert [event.kind for event in theirs][-2:] == [event.kind for event in ours][-2:]
-    assert [e for e in ours if e.kind == "progress"] == [e for e in theirs if e.kind == "progress"]
+    first, second = (
+        [e for e in each.events if e.kind == "progress"][-1:] for each in (alone, elsewhere)
+    )
+    assert first == second
+    assert bool(alone.count("preview")) == bool(elsewhere.count("preview"))
     assert form(alone.entry) == form(elsewhere.entry)
     first, second = (files_of(server, each) for each in (alone, elsewhere))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
@@ -129,7 +135,7 @@ def form(value: Any) -> Any:
         cached = value[:1] == ["execution_cached"]
         return value[:1] if cached else [form(entry) for entry in value]
     if isinstance(value, str):
-        return re.sub(r"_[a-z]{5}_\d{5}_|_\d{5}_", "_N_", value)
+        return re.sub(r"_[a-z]{5}_\d{5}_|_\d{5}(?=\D)", "_N_", value)
     return value
 
 
@@ -192,6 +198,18 @@ def test_what_only_the_master_has_runs_there(shared: Master, gates: Gates) -> No
 def test_a_collector_uses_the_whole_fleet_and_stays_with_the_master(shared: Master) -> None:
     entry = shared.run(prompts.collected(shares=4, seed=5))
     assert len(entry["outputs"]["7"]["images"]) == 4
+
+
+def test_what_a_node_saves_on_the_way_to_a_collector_comes_home(shared: Master) -> None:
+    prompt = prompts.collected(shares=4, seed=9)
+    collector = next(node for node in prompt.values() if node["class_type"] == "FleetCollector")
+    saver = {"images": collector["inputs"]["images"], "filename_prefix": "on-the-way"}
+    prompt["saver"] = {"class_type": "TestSaver", "inputs": saver}
+    collector["inputs"]["images"] = ["saver", 0]
+    entry = shared.run(prompt)
+    kept = sorted((shared.base / "output").glob("on-the-way*"))
+    collected = {Image.open(path).tobytes() for path in shared.files(entry, "7")}
+    assert len(kept) == 4 and {Image.open(path).tobytes() for path in kept} == collected
 
 
 def test_nothing_is_overwritten_when_all_save_under_one_name(server: Master) -> None:
@@ -336,7 +354,7 @@ def test_bad_requests_say_what_is_allowed(shared: Master) -> None:
     assert "object" in refused(shared, f"{base}/share", [], 400)
     assert "true or false" in refused(shared, f"{base}/share", {"on": 1}, 400)
     assert "give" in refused(shared, f"{base}/share", {}, 400)
-    assert "cpu-0, cpu-1" in refused(shared, f"{base}/workers/cpu-9/restart", {}, 400)
+    assert "cpu-0, cpu-1" in refused(shared, f"{base}/workers/cpu-9/restart", {}, 404)
     assert "enable, disable" in refused(shared, f"{base}/workers/cpu-0/fly", {}, 400)
 
 

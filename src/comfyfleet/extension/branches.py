@@ -20,9 +20,9 @@ from comfyfleet.extension.shipping import (
 )
 from comfyfleet.graph import (
     DISPATCHING,
-    TRAVELLING_TYPES,
     Link,
     border,
+    can_travel,
     exclusive,
     find_branches,
     find_problems,
@@ -40,7 +40,7 @@ def open_branch(node_id: str, link: Link, prompt: Prompt) -> Collection | None:
     """
     if is_worker() or not master().has_workers or not _can_travel(prompt, link):
         return None
-    own = exclusive(prompt, link[0], is_output)
+    own = exclusive(prompt, node_id, is_output) - {node_id}
     request = Request(node_id=node_id, inputs={"value": link}, shares=1, delegate=True)
 
     def planner(refused: set[Link]) -> Plan:
@@ -61,7 +61,7 @@ def _classes_elsewhere(branch: Collection) -> set[str]:
 
 
 def _can_travel(prompt: Prompt, link: Link) -> bool:
-    return declared_type(prompt, link) in TRAVELLING_TYPES
+    return can_travel(declared_type(prompt, link))
 
 
 def is_output(class_type: str) -> bool:

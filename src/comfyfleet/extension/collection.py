@@ -23,7 +23,7 @@ from comfyfleet.errors import ComfyFleetError
 from comfyfleet.extension.shipping import Cargo, Plan
 from comfyfleet.fleet import Delivery, Fleet, Run
 from comfyfleet.graph import Link, as_link, stand_in
-from comfyfleet.work import Packed, Result, Unit
+from comfyfleet.work import OutputFile, Packed, Result, Unit
 
 #: How long one wait lasts before the user's cancel button is looked at again.
 _WAIT_S = 0.1
@@ -175,6 +175,11 @@ class Collection:
         if len(shares) != self.shares:
             raise ComfyFleetError(f"{len(shares)} of {self.shares} shares arrived.")
         return [shares[index] for index in sorted(shares)]
+
+    def files(self) -> list[tuple[OutputFile, ...]]:
+        """What nodes have saved on workers for each share; only when complete."""
+        elsewhere = self._run.result().results() if self._run and not self._all_own else []
+        return [delivery.result.files for delivery in elsewhere]
 
     def cancel(self, reason: str) -> None:
         """Stop what still runs, also if the fleet is only starting."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,7 @@ from comfyfleet.graph import (
     vary,
     varying_nodes,
 )
-from comfyfleet.work import Unit
+from comfyfleet.work import OutputFile, SavedFile, Unit
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +112,14 @@ class Master:
         if fleet is not None:
             fleet.care.free(request)
 
+    def place(self, files: Iterable[OutputFile]) -> None:
+        """Put files that one worker saved for a unit into this ComfyUI's output folder."""
+        numbers: dict[str, int] = {}
+        for file in files:
+            folder, _, name = file.name.rpartition("/")
+            saved = SavedFile(kind="output", subfolder=folder, name=name, data=file.data)
+            self.places.place(saved, numbers)
+
     def open_gang(self, request: GangRequest) -> Gang:
         """Followers for one sampling, on their way."""
         return Gang(self._service.fleet_soon(), request)
@@ -162,10 +170,11 @@ class Master:
         self._begin(collection, cargo, fleet or self._service.fleet_soon)
 
     def fleet_if_idle(self) -> Future[Fleet] | None:
-        """The fleet, perhaps starting; None if all of its workers are busy."""
+        """The fleet, perhaps starting; None if all of its workers are busy, or will be."""
         running = self._service.running
         if running is None or not running.workers:
-            return self._service.fleet_soon()
+            promised = sum(each.begun for each in list(self._collections.values()))
+            return self._service.fleet_soon() if promised < len(self.worker_names) else None
         if not running.has_idle:
             return None
         ready: Future[Fleet] = Future()

@@ -132,6 +132,9 @@ class Mirror:
                 if event.worker_id == self.front:
                     self._show(event.worker_id)
             case "failed":
+                logger.warning(
+                    "prompt %s on worker %s: %s", self.prompt_id, event.worker_id, event.failure
+                )
                 self._told.pop(event.worker_id, None)
                 self._numbers.pop(event.worker_id, None)
                 if event.worker_id == self.front:

@@ -30,6 +30,7 @@ ACTIONS: Mapping[str, Callable[[Care, str], None]] = {
 def install() -> None:
     """Add the routes; before ComfyUI's server starts."""
     routes = server.PromptServer.instance.routes
+    routes.get(f"{BASE}/share")(told(_shown))
     routes.post(f"{BASE}/share")(told(_share))
     routes.post(f"{BASE}/workers/{{worker}}/{{action}}")(told(_act))
 
@@ -41,6 +42,10 @@ async def _share(request: web.Request) -> dict[str, Any]:
     if on is None:
         raise InputError('give {"on": true} or {"on": false}.')
     await asyncio.to_thread(_switch_to, on, computes)
+    return state_of_sharing()
+
+
+async def _shown(request: web.Request) -> dict[str, Any]:
     return state_of_sharing()
 
 

@@ -48,6 +48,8 @@ class Actors:
         self._actor = ray.remote(**_ACTOR_OPTIONS)(Worker)
         #: Run -> where each of its values lies, or will lie, in the object store.
         self._stored: dict[str, dict[str, asyncio.Future[Any]]] = {}
+        #: Workers and units whose values are being stored; an interrupted one is taken out.
+        self._storing: set[tuple[str, str]] = set()
 
     @property
     def ids(self) -> list[str]:
@@ -100,7 +102,12 @@ class Actors:
         """An attempt: progress, then one Failure or Result; nothing more if the worker dies."""
         method = self._handles[worker_id].run.options(concurrency_group="run")
         try:
+            self._storing.add((worker_id, unit.id))
             stored = await self._store(unit)
+            if (worker_id, unit.id) not in self._storing:
+                yield Failure(message="interrupted before it began")
+                return
+            self._storing.remove((worker_id, unit.id))
             bare = replace(unit, values={})
             async for item in method.remote(bare, stored, free_first=free_first):
                 yield await item
@@ -123,6 +130,7 @@ class Actors:
 
     async def interrupt(self, worker_id: str, unit_id: str) -> None:
         """Stop the unit if it still runs there."""
+        self._storing.discard((worker_id, unit_id))
         try:
             await self._call(worker_id, "interrupt", "control", unit_id)
         except _GONE:

@@ -43,6 +43,8 @@ class Worker:
 
         self._closed = threading.Event()
         self._current: tuple[str, str] | None = None
+        #: True if the current unit was interrupted, perhaps while its values were on their way.
+        self._withdrawn = False
         self._fault = ""
         try:
             _open_log(spec)
@@ -89,11 +91,15 @@ class Worker:
 
         ``stored`` is where the unit's values lie in Ray's object store.
         """
+        prompt_id = unit.mirrored.prompt_id if unit.mirrored else str(uuid.uuid4())
+        self._withdrawn = False
+        self._current = (unit.id, prompt_id)
         if free_first:
             self.free({"unload_models": True, "free_memory": True})
         values = _fetch(stored)
-        prompt_id = unit.mirrored.prompt_id if unit.mirrored else str(uuid.uuid4())
-        self._current = (unit.id, prompt_id)
+        if self._withdrawn:
+            yield Failure(message="interrupted before it began")
+            return
         events: queue.SimpleQueue[Happening] = queue.SimpleQueue()
         work = self._work(unit, prompt_id, values, events.put)
         future = asyncio.run_coroutine_threadsafe(work, self._comfy.loop)
@@ -127,6 +133,7 @@ class Worker:
         """Stop this unit if it is the one that runs; ``run`` then ends with a Failure."""
         current = self._current
         if current is not None and current[0] == unit_id:
+            self._withdrawn = True
             self._comfy.call(self._runner.interrupt(current[1]), timeout_s=10)
 
     def free(self, request: dict[str, Any]) -> None:

@@ -6,8 +6,8 @@ No function changes what it is given; results share the nodes that did not chang
 from __future__ import annotations
 
 from comfyfleet.graph.border import (
-    TRAVELLING_TYPES,
     border,
+    can_travel,
     is_worth_shipping,
     shipped_node,
     stand_in,
@@ -49,12 +49,12 @@ from comfyfleet.graph.vary import (
 __all__ = [
     "BRANCH_CLASS",
     "DISPATCHING",
-    "TRAVELLING_TYPES",
     "FileRef",
     "Link",
     "Prompt",
     "as_link",
     "border",
+    "can_travel",
     "clone_share",
     "cut",
     "digest",

@@ -17,7 +17,7 @@ SHIPPED_CLASS = "FleetShipped"
 #: Types whose values are tensors and plain data. A VIDEO would lose its encoding; the others,
 #: MODEL for one, live in one process.
 _SCALAR_TYPES = frozenset(["BOOLEAN", "COMBO", "FLOAT", "INT", "STRING"])
-TRAVELLING_TYPES = _SCALAR_TYPES | {"AUDIO", "CONDITIONING", "IMAGE", "LATENT", "MASK", "SIGMAS"}
+_TRAVELLING_TYPES = _SCALAR_TYPES | {"AUDIO", "CONDITIONING", "IMAGE", "LATENT", "MASK", "SIGMAS"}
 
 
 def border(prompt: Prompt, moving: Iterable[str], travels: Travels) -> list[Link]:
@@ -44,21 +44,27 @@ def border(prompt: Prompt, moving: Iterable[str], travels: Travels) -> list[Link
     return sorted(left, key=lambda link: (order[link[0]], link[1]))
 
 
+def can_travel(type_name: object) -> bool:
+    """Return whether values of a declared type can travel; lists of choices, of old packs, not."""
+    return isinstance(type_name, str) and _types(type_name) <= _TRAVELLING_TYPES
+
+
 def is_worth_shipping(node: Mapping[str, Any], type_name: object) -> bool:
     """Return whether a value of this declared type can travel and took work to make.
 
     A node without links that gives a number or a text is a constant, and what is made of numbers
     alone (an empty latent, a mask of one value) is made again faster than sent.
     """
-    if not isinstance(type_name, str):  # a list of choices, as old packs declare it
-        return False
-    types = {each.strip() for each in type_name.split(",")}
-    if not types <= TRAVELLING_TYPES:
+    if not can_travel(type_name):
         return False
     if links_of(node):
         return True
     names_something = any(isinstance(value, str) for value in node.get("inputs", {}).values())
-    return names_something and not types <= _SCALAR_TYPES
+    return names_something and not _types(str(type_name)) <= _SCALAR_TYPES
+
+
+def _types(type_name: str) -> set[str]:
+    return {each.strip() for each in type_name.split(",")}
 
 
 def stand_in(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
 from typing import Any
 
 from comfyfleet.graph.border import stand_in
-from comfyfleet.graph.prompt import Link, Prompt, links_of
+from comfyfleet.graph.prompt import Link, Prompt, in_order, links_of
 from comfyfleet.graph.slice import upstream
 from comfyfleet.graph.split import COLLECTOR_CLASSES, SPLIT_CLASS
 
@@ -14,21 +15,18 @@ BRANCH_CLASS = "FleetBranch"
 #: Nodes that decide themselves what runs elsewhere.
 DISPATCHING = COLLECTOR_CLASSES | {BRANCH_CLASS, SPLIT_CLASS, "FleetParallelModel"}
 
+#: Stands behind all ends; no node has this id.
+_ROOT = ""
+
 #: Given a node's class, answers whether it shows results: a prompt runs for these.
 IsOutput = Callable[[str], bool]
 
 
 def exclusive(prompt: Prompt, node_id: str, is_output: IsOutput) -> set[str]:
-    """Return the node and all upstream of it that nothing else in the prompt needs.
-
-    Empty for a node that is an output, or without which an output node upstream would be missed.
-    """
-    ends = {each for each, node in prompt.items() if is_output(node["class_type"])}
-    used = {source for node in prompt.values() for source, _ in links_of(node).values()}
-    # What an expanded node gives back is used by nothing that the prompt shows.
-    ends |= set(prompt) - used
+    """Return the node and all upstream of it that nothing else in the prompt needs."""
     without = {each: node for each, node in prompt.items() if each != node_id}
-    return set(upstream(prompt, [node_id])) - set(upstream(without, ends - {node_id}))
+    ends = _ends(prompt, is_output) - {node_id}
+    return set(upstream(prompt, [node_id])) - set(upstream(without, ends))
 
 
 def find_branches(
@@ -41,16 +39,8 @@ def find_branches(
     """
     if any(node["class_type"] in DISPATCHING for node in prompt.values()):
         return []
-    heavy = {node_id for node_id, node in prompt.items() if is_heavy(node["class_type"])}
-    own = {
-        link: nodes
-        for link in _only_outputs(prompt)
-        if not is_output(prompt[link[0]]["class_type"])
-        and travels(link)
-        and (nodes := exclusive(prompt, link[0], is_output)) & heavy
-    }
-    apart = [link for link in own if not _holds_several(own, link) and _is_last(own, link)]
-    needed = {link: set(upstream(prompt, [link[0]])) for link in apart}
+    apart = _outermost(prompt, _candidates(prompt, is_output, travels), is_output, is_heavy)
+    needed = {link: upstream(prompt, [link[0]]) for link in apart}
     return [
         link
         for link in apart
@@ -68,28 +58,72 @@ def _branch_node(link: Link) -> dict[str, Any]:
     return {"class_type": BRANCH_CLASS, "inputs": {"value": list(link)}}
 
 
-def _only_outputs(prompt: Prompt) -> list[Link]:
-    """The values of nodes of which one value is used."""
+def _ends(prompt: Prompt, is_output: IsOutput) -> set[str]:
+    """The nodes that a prompt runs for; what an expanded node gives back has no consumer either."""
+    used = {source for node in prompt.values() for source, _ in links_of(node).values()}
+    return {each for each, node in prompt.items() if is_output(node["class_type"])} | (
+        set(prompt) - used
+    )
+
+
+def _candidates(
+    prompt: Prompt, is_output: IsOutput, travels: Callable[[Link], bool]
+) -> dict[str, Link]:
+    """The values that can travel, of nodes of which one value is used and nothing is shown."""
     used: dict[str, set[int]] = {}
     for node in prompt.values():
         for source, slot in links_of(node).values():
             used.setdefault(source, set()).add(slot)
-    return [
-        (node_id, next(iter(used[node_id])))
-        for node_id in prompt
-        if len(used.get(node_id, ())) == 1
-    ]
+    links = {source: (source, min(slots)) for source, slots in used.items() if len(slots) == 1}
+    return {
+        node_id: links[node_id]
+        for node_id, node in prompt.items()
+        if node_id in links and not is_output(node["class_type"]) and travels(links[node_id])
+    }
 
 
-def _holds_several(own: Mapping[Link, set[str]], link: Link) -> bool:
-    """True if branches inside this one could run at the same time."""
-    inside = [nodes for other, nodes in own.items() if other != link and other[0] in own[link]]
-    return any(not a & b for a in inside for b in inside)
+def _outermost(
+    prompt: Prompt, candidates: Mapping[str, Link], is_output: IsOutput, is_heavy: IsOutput
+) -> list[Link]:
+    """The candidates with heavy nodes of their own, as far down as no two of them are inside one.
+
+    A node's own nodes are those below it in the tree of gates; sources come first in the order.
+    """
+    gates = _gates(prompt, is_output)
+    inside: dict[str, list[str]] = {}
+    is_heavy_below: dict[str, bool] = {}
+    for node_id in in_order(prompt):
+        heavy = is_heavy_below.get(node_id, False) or is_heavy(prompt[node_id]["class_type"])
+        chosen = inside.get(node_id, [])
+        if heavy and len(chosen) < 2 and node_id in candidates:
+            chosen = [node_id]
+        gate = gates[node_id]
+        inside[gate] = inside.get(gate, []) + chosen
+        is_heavy_below[gate] = is_heavy_below.get(gate, False) or heavy
+    found = set(inside.get(_ROOT, ()))
+    return [link for node_id, link in candidates.items() if node_id in found]
 
 
-def _is_last(own: Mapping[Link, set[str]], link: Link) -> bool:
-    """True if the branch is no part of a longer one, but for those that hold several."""
-    return not any(
-        other != link and link[0] in nodes and not _holds_several(own, other)
-        for other, nodes in own.items()
-    )
+def _gates(prompt: Prompt, is_output: IsOutput) -> dict[str, str]:
+    """Each node's gate: the nearest node through which all that needs it does (its dominator)."""
+    consumers: dict[str, set[str]] = {node_id: set() for node_id in prompt}
+    for node_id, node in prompt.items():
+        for source, _ in links_of(node).values():
+            consumers.get(source, set()).add(node_id)
+    for node_id in _ends(prompt, is_output):
+        consumers[node_id].add(_ROOT)
+    gates: dict[str, str] = {}
+    depth = {_ROOT: 0}
+    for node_id in reversed(in_order(prompt)):
+        gate = reduce(lambda a, b: _common(a, b, gates, depth), consumers[node_id])
+        gates[node_id], depth[node_id] = gate, depth[gate] + 1
+    return gates
+
+
+def _common(a: str, b: str, gates: Mapping[str, str], depth: Mapping[str, int]) -> str:
+    """The nearest gate of both."""
+    while a != b:
+        if depth[a] < depth[b]:
+            a, b = b, a
+        a = gates[a]
+    return a

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
+import nodes
 import torch
 
 WORKER = os.environ.get("COMFYFLEET_WORKER", "")
@@ -67,10 +68,19 @@ class Tone:
         return ({"waveform": wave[None, None], "sample_rate": 8000},)
 
 
+class Saver(nodes.SaveImage):
+    """Saves, and gives the picture on."""
+
+    RETURN_TYPES = ("IMAGE",)
+
+    def save_images(self, images: torch.Tensor, **options: Any) -> dict[str, Any]:
+        return {**super().save_images(images, **options), "result": (images,)}
+
+
 class OnlyHere(Gate):
     """A node that only the master has."""
 
 
-NODE_CLASS_MAPPINGS = {"TestGate": Gate, "TestFault": Fault, "TestTone": Tone}
+NODE_CLASS_MAPPINGS = {"TestGate": Gate, "TestFault": Fault, "TestTone": Tone, "TestSaver": Saver}
 if not WORKER:
     NODE_CLASS_MAPPINGS["TestOnlyHere"] = OnlyHere

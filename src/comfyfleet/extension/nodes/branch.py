@@ -17,22 +17,10 @@ from comfyfleet.extension.nodes.internal import INTERNAL
 from comfyfleet.graph import Link, as_link
 
 #: Types of which it is certain that they live in one process.
-_STAYING = frozenset(
-    [
-        "CLIP",
-        "CLIP_VISION",
-        "CONTROL_NET",
-        "GLIGEN",
-        "GUIDER",
-        "HOOKS",
-        "MODEL",
-        "NOISE",
-        "SAMPLER",
-        "STYLE_MODEL",
-        "UPSCALE_MODEL",
-        "VAE",
-    ]
-)
+_STAYING = {
+    *("CLIP", "CLIP_VISION", "CONTROL_NET", "GLIGEN", "GUIDER", "HOOKS", "MODEL", "NOISE"),
+    *("SAMPLER", "STYLE_MODEL", "UPSCALE_MODEL", "VAE"),
+}
 
 
 class FleetBranch(io.ComfyNode):
@@ -172,6 +160,8 @@ async def result_of(branch: Collection) -> io.NodeOutput:
         prompts.raise_if_interrupted()
         await asyncio.to_thread(branch.next_share)
     master().end(branch.request.node_id)
+    for files in branch.files():
+        master().place(files)
     if branch.is_blocked:
         return io.NodeOutput(ExecutionBlocker(None))
     (share,) = branch.values()

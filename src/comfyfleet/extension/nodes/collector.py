@@ -84,7 +84,7 @@ class FleetCollector(io.ComfyNode):
                 io.Boolean.Input(
                     "delegate",
                     default=False,
-                    tooltip="The master computes nothing: all shares run on workers.",
+                    tooltip="The master computes no share: all run on workers.",
                 ),
             ],
             outputs=collected_outputs(),
@@ -213,6 +213,8 @@ async def advance(collection: Collection) -> io.NodeOutput:
         if share is not None:
             return expand(collection, share)
     master().end(collection.request.node_id)
+    for files in collection.files():
+        master().place(files)
     # Joining copies images and sounds; other values leave shared memory here.
     copy = "value" in collection.request.inputs
     shares = [unpack(packed, copy=copy) for packed in collection.values()]

@@ -1,0 +1,91 @@
+"""What a restart of the master does to a shared queue: nothing is lost, nothing comes twice."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.queue_bed.bed import PACK, Gates, queued, save
+from tests.support import Master, marked_processes, wait_until
+
+pytestmark = pytest.mark.cluster
+
+SHARED = {"COMFYFLEET_SHARE": "1", "COMFYFLEET_MASTER": "0"}
+Start = Callable[[], Master]
+
+
+@pytest.fixture
+def start(comfyui: Path, tmp_path: Path, nothing_left: None) -> Iterator[Start]:
+    """Starts a master on one and the same folder, again and again."""
+    running: list[Master] = []
+
+    def begin() -> Master:
+        master = Master(
+            comfyui, tmp_path / "m", workers="cpu", packs={"queue_bed": PACK}, settings=SHARED
+        )
+        running.append(master)
+        return master
+
+    yield begin
+    for master in running:
+        if master.process.poll() is None:
+            master.close()
+
+
+def colors(folder: Path, prefix: str) -> list[int]:
+    found = []
+    for path in folder.glob(f"{prefix}_*.png"):
+        with Image.open(path) as image:
+            red, green, blue = image.getpixel((0, 0))
+        found.append((red << 16) + (green << 8) + blue)
+    return sorted(found)
+
+
+def is_shared(master: Master) -> bool:
+    return "on" in master.get("/comfyfleet/v1/share") and master.get("/comfyfleet/v1/share")["on"]
+
+
+def test_a_killed_masters_queue_goes_on_where_it_was(start: Start, tmp_path: Path) -> None:
+    master, gates = start(), Gates(tmp_path / "gates")
+    wait_until(lambda: is_shared(master), "the queue to be shared", 120)
+    ids = []
+    for color in range(1, 5):
+        # Saves one picture before its gate and one behind it.
+        prompt = gates.prompt(f"g{color}", color)
+        prompt["2"]["inputs"]["image"] = ["first", 0]
+        inputs = {"images": ["1", 0], "filename_prefix": "before"}
+        prompt["first"] = {"class_type": "TestSaver", "inputs": inputs}
+        prompt["3"] = save(["2", 0], "behind")
+        ids.append(master.queue(prompt))
+    gates.wait("g1")
+    output = master.base / "output"
+    wait_until(lambda: colors(output, "before") == [1], "the first file")
+    master.process.send_signal(signal.SIGKILL)
+    master.process.wait()
+    wait_until(lambda: not marked_processes(), "the workers to end", 30)
+    (tmp_path / "gates" / "g1.reached").unlink()
+
+    again = start()
+    wait_until(lambda: is_shared(again), "the queue to be shared", 120)
+    running, waiting = queued(again)
+    assert sorted(running + waiting) == sorted(ids)
+    assert gates.wait("g1") == ["cpu-0"]
+    gates.open("g1", "g2", "g3", "g4")
+    for prompt_id in ids:
+        assert again.finish(prompt_id)["status"]["status_str"] == "success"
+    assert colors(output, "before") == colors(output, "behind") == [1, 2, 3, 4]
+
+
+def test_a_damaged_journal_is_kept_aside_and_said(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "m" / "user" / "comfyfleet"
+    folder.mkdir(parents=True)
+    (folder / "queue.sqlite3").write_bytes(b"this is no queue")
+    master = start()
+    wait_until(lambda: is_shared(master), "the queue to be shared", 120)
+    (kept,) = folder.glob("queue.sqlite3.kept-*")
+    assert kept.read_bytes() == b"this is no queue"
+    assert str(kept) in master.get("/comfyfleet/v1/share")["note"]
