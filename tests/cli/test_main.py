@@ -107,12 +107,19 @@ def test_a_signal_ends_it_with_130(
 
 
 HELP = {
-    (): {"--version", "--help", "run", "status", "doctor", "bench"},
+    (): {
+        *("--version", "--help", "run", "status", "top", "logs", "share", "worker"),
+        *("doctor", "bench"),
+    },
     ("run",): {
         *("WORKFLOW", "--count", "--seed", "--set", "NODE.INPUT=VALUE", "--workers"),
         *("--out", "--resume", "--comfyui", "--help"),
     },
     ("status",): {"--json"},
+    ("top",): {"--once", "--interval", "--url"},
+    ("logs",): {"WORKER", "--lines", "--follow", "--url"},
+    ("share",): {"--master", "--no-master", "--url"},
+    ("worker",): {"WORKER", "ACTION", "--url"},
     ("doctor",): {"--workers", "--comfyui", "--json"},
     ("bench",): {"NAME", "--json"},
 }

@@ -354,7 +354,7 @@ def test_bad_requests_say_what_is_allowed(shared: Master) -> None:
     assert "object" in refused(shared, f"{base}/share", [], 400)
     assert "true or false" in refused(shared, f"{base}/share", {"on": 1}, 400)
     assert "give" in refused(shared, f"{base}/share", {}, 400)
-    assert "cpu-0, cpu-1" in refused(shared, f"{base}/workers/cpu-9/restart", {}, 400)
+    assert "cpu-0, cpu-1" in refused(shared, f"{base}/workers/cpu-9/restart", {}, 404)
     assert "enable, disable" in refused(shared, f"{base}/workers/cpu-0/fly", {}, 400)
 
 

@@ -25,6 +25,8 @@ WORKERS = [
     for number in range(2)
 ]
 
+URL = "http://127.0.0.1:8188"
+
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -54,8 +56,10 @@ def dead_pid() -> int:
 
 def test_what_is_written_is_read(root: Path) -> None:
     folder = session(root)
-    write_record(folder, WORKERS)
-    expected = FleetRecord(owner_pid=os.getpid(), folder=str(folder), workers=tuple(WORKERS))
+    write_record(folder, WORKERS, URL)
+    expected = FleetRecord(
+        owner_pid=os.getpid(), folder=str(folder), workers=tuple(WORKERS), url=URL
+    )
     assert read_records() == [expected]
     assert [path.name for path in folder.iterdir()] == ["session.json"], "no draft is left"
 
@@ -63,13 +67,13 @@ def test_what_is_written_is_read(root: Path) -> None:
 def test_a_record_is_replaced_as_workers_come_and_go(root: Path) -> None:
     folder = session(root)
     for workers in ([], WORKERS, WORKERS[:1]):
-        write_record(folder, workers)
+        write_record(folder, workers, URL)
         assert [record.workers for record in read_records()] == [tuple(workers)]
 
 
 def test_all_fleets_in_order(root: Path) -> None:
     for name in "bca":
-        write_record(session(root, name), WORKERS)
+        write_record(session(root, name), WORKERS, URL)
     assert [record.folder[-1] for record in read_records()] == ["a", "b", "c"]
 
 
@@ -82,7 +86,7 @@ def test_nothing_runs_where_nothing_is(root: Path) -> None:
 
 def test_a_dead_owner_has_no_fleet(root: Path) -> None:
     forge(root, {"owner_pid": dead_pid(), "folder": "x", "workers": []}, "dead")
-    write_record(session(root, "alive"), WORKERS)
+    write_record(session(root, "alive"), WORKERS, URL)
     assert [record.owner_pid for record in read_records()] == [os.getpid()]
 
 
@@ -90,7 +94,7 @@ def test_a_dead_owner_has_no_fleet(root: Path) -> None:
 def test_what_another_user_put_there_is_not_even_read(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_record(session(root), WORKERS)
+    write_record(session(root), WORKERS, URL)
     forge(root, "not JSON", "b")
     other = os.getuid() + 1
     monkeypatch.setattr(os, "getuid", lambda: other)
@@ -99,7 +103,7 @@ def test_what_another_user_put_there_is_not_even_read(
 
 def test_a_record_that_vanishes_is_no_error(root: Path) -> None:
     (session(root) / "session.json").symlink_to(root / "gone")
-    write_record(session(root, "b"), WORKERS)
+    write_record(session(root, "b"), WORKERS, URL)
     assert [record.folder[-1] for record in read_records()] == ["b"]
 
 
@@ -119,5 +123,5 @@ DAMAGED: dict[str, str | bytes | dict[str, Any]] = {
 @pytest.mark.parametrize("case", DAMAGED)
 def test_a_damaged_record_hides_no_other(case: str, root: Path) -> None:
     forge(root, DAMAGED[case])
-    write_record(session(root, "b"), WORKERS)
+    write_record(session(root, "b"), WORKERS, URL)
     assert [record.folder[-1] for record in read_records()] == ["b"]

@@ -25,6 +25,10 @@ ComfyUI = Annotated[
     str | None,
     typer.Option("--comfyui", help="The ComfyUI to run (default: COMFYUI_PATH, or the nearest)."),
 ]
+Url = Annotated[
+    str | None,
+    typer.Option("--url", help="The ComfyUI to ask (default: the one here that has a fleet)."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -88,6 +92,60 @@ def status(as_json: AsJson = False) -> None:
     from comfyfleet.cli.status import show_status
 
     show_status(as_json=as_json)
+
+
+@app.command()
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between two frames.")] = 1.0,
+    url: Url = None,
+) -> None:
+    """Watch what a ComfyUI's fleet does."""
+    from comfyfleet.cli.top import show_top
+
+    show_top(once=once, interval_s=interval, url=url)
+
+
+@app.command()
+def logs(
+    worker: Annotated[str, typer.Argument(help="A worker, such as cuda1 or cpu-0.")],
+    lines: Annotated[int, typer.Option(help="How many of the last lines.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with what comes.")] = False,
+    url: Url = None,
+) -> None:
+    """Show what a worker prints."""
+    from comfyfleet.cli.logs import show_log
+
+    show_log(worker, lines=lines, follow=follow, url=url)
+
+
+@app.command()
+def share(
+    switch: Annotated[str, typer.Argument(metavar="on|off", help="Share the queue, or not.")],
+    master: Annotated[
+        bool | None,
+        typer.Option("--master/--no-master", help="Does the master compute shared prompts too?"),
+    ] = None,
+    url: Url = None,
+) -> None:
+    """Let workers take prompts from a ComfyUI's own queue."""
+    from comfyfleet.cli.control import share_queue
+
+    share_queue(switch, master_computes=master, url=url)
+
+
+@app.command()
+def worker(
+    worker: Annotated[str, typer.Argument(help="A worker, such as cuda1 or cpu-0, or all.")],
+    action: Annotated[
+        str, typer.Argument(metavar="ACTION", help="enable, disable, restart, interrupt or free.")
+    ],
+    url: Url = None,
+) -> None:
+    """Do something with a worker of a ComfyUI's fleet."""
+    from comfyfleet.cli.control import change_worker
+
+    change_worker(worker, action, url=url)
 
 
 @app.command()

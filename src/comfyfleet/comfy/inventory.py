@@ -20,6 +20,13 @@ def device_name() -> str:
     return str(comfy.model_management.get_torch_device_name(device))
 
 
+def device_memory() -> tuple[int, int]:
+    """Free and total bytes of ComfyUI's own device; of main memory if that is the CPU."""
+    manager = comfy.model_management
+    device = manager.get_torch_device()
+    return int(manager.get_free_memory(device)), int(manager.get_total_memory(device))
+
+
 def node_classes() -> list[str]:
     """All node classes of this ComfyUI."""
     return list(nodes.NODE_CLASS_MAPPINGS)

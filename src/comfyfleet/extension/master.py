@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import execution
+import folder_paths
 
 from comfyfleet.comfy import prompts
 from comfyfleet.comfy.places import Places
@@ -30,7 +31,7 @@ from comfyfleet.extension.shipping import (
 from comfyfleet.extension.switch import Switch, shared_queue
 from comfyfleet.fleet import Fleet, Host, Service, new_run_id
 from comfyfleet.fleet.gangs import Gang, GangRequest
-from comfyfleet.fleet.spec import worker_ids
+from comfyfleet.fleet.spec import log_file, worker_ids
 from comfyfleet.graph import (
     Link,
     find_splits,
@@ -55,7 +56,9 @@ class Master:
     def __init__(self) -> None:
         comfyui = Path(execution.__file__).resolve().parent
         flags = tuple(sys.argv[1:])
-        host = Host(comfyui=comfyui, flags=flags, cwd=Path.cwd(), url=prompts.own_url())
+        url, logs = prompts.own_url(), _user_folder() / "logs"
+        host = Host(comfyui=comfyui, flags=flags, cwd=Path.cwd(), url=url, logs=logs)
+        self._logs = logs
         self._service = Service(host, prompts.torch_device_id)
         #: Gives files of workers their place among those of this ComfyUI.
         self.places = Places()
@@ -74,6 +77,15 @@ class Master:
     def worker_names(self) -> list[str]:
         """The workers that the fleet has, or will have."""
         return worker_ids(self._service.devices())
+
+    @property
+    def seen_fleet(self) -> Fleet | None:
+        """The fleet that runs or is being started, for those who only watch it."""
+        return self._service.seen
+
+    def log_of(self, worker_id: str) -> Path:
+        """Where what the worker prints is kept, also when it does not run."""
+        return log_file(self._logs, worker_id)
 
     def warm_up(self) -> None:
         """Start the fleet, if it is not, while something else is done."""
@@ -245,6 +257,10 @@ class Master:
             collection = self._collections.pop(key, None)
         if collection is not None:
             collection.cancel("the prompt that asked for it has ended")
+
+
+def _user_folder() -> Path:
+    return Path(folder_paths.get_user_directory()).resolve() / "comfyfleet"
 
 
 def units_of(collection: Collection, cargo: Cargo, shares: range, workers: int) -> list[Unit]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import server
 from aiohttp import web
 
-from comfyfleet.errors import ComfyFleetError, InputError
+from comfyfleet.errors import InputError
+from comfyfleet.extension.answers import BASE, NotFound, body_of, boolean, told
 from comfyfleet.extension.master import master
 from comfyfleet.extension.switch import Switch
 from comfyfleet.fleet import Care
-
-BASE = "/comfyfleet/v1"
 
 #: What may be done with one worker.
 ACTIONS: Mapping[str, Callable[[Care, str], None]] = {
@@ -27,35 +26,19 @@ ACTIONS: Mapping[str, Callable[[Care, str], None]] = {
     ),
 }
 
-Answer = Callable[[web.Request], Awaitable[dict[str, Any]]]
-
 
 def install() -> None:
     """Add the routes; before ComfyUI's server starts."""
     routes = server.PromptServer.instance.routes
-    routes.get(f"{BASE}/share")(_told(_shown))
-    routes.post(f"{BASE}/share")(_told(_share))
-    routes.post(f"{BASE}/workers/{{worker}}/{{action}}")(_told(_act))
-
-
-def _told(answer: Answer) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """Errors of ours as status and sentence."""
-
-    async def handle(request: web.Request) -> web.Response:
-        try:
-            return web.json_response(await answer(request))
-        except InputError as error:
-            return web.json_response({"error": str(error)}, status=400)
-        except ComfyFleetError as error:
-            return web.json_response({"error": str(error)}, status=503)
-
-    return handle
+    routes.get(f"{BASE}/share")(told(_shown))
+    routes.post(f"{BASE}/share")(told(_share))
+    routes.post(f"{BASE}/workers/{{worker}}/{{action}}")(told(_act))
 
 
 async def _share(request: web.Request) -> dict[str, Any]:
     """{"on": true or false, "master_computes": true, false or absent}"""
-    body = await _body(request)
-    on, computes = _boolean(body, "on"), _boolean(body, "master_computes", None)
+    body = await body_of(request)
+    on, computes = boolean(body, "on"), boolean(body, "master_computes")
     if on is None:
         raise InputError('give {"on": true} or {"on": false}.')
     await asyncio.to_thread(_switch_to, on, computes)
@@ -80,7 +63,7 @@ async def _act(request: web.Request) -> dict[str, Any]:
     fleet = master().running_fleet()
     known = fleet.care.worker_ids
     if worker_id not in ("all", *known):
-        raise InputError(f"no worker is called {worker_id!r}; choose all, {', '.join(known)}.")
+        raise NotFound(f"no worker is called {worker_id!r}; choose all, {', '.join(known)}.")
     wanted = known if worker_id == "all" else [worker_id]
     for name in wanted:
         ACTIONS[action](fleet.care, name)
@@ -98,20 +81,3 @@ def _switch() -> Switch:
     found = master().switch
     assert found is not None, "routes are installed where the queue is watched"
     return found
-
-
-async def _body(request: web.Request) -> dict[str, Any]:
-    try:
-        body = await request.json()
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise InputError("the body must be a JSON object.")
-    return body
-
-
-def _boolean(body: Mapping[str, Any], name: str, default: bool | None = None) -> bool | None:
-    value = body.get(name, default)
-    if value is not None and not isinstance(value, bool):
-        raise InputError(f"{name} is {value!r}; give true or false.")
-    return value

@@ -9,7 +9,7 @@ import server
 from aiohttp import web
 
 from comfyfleet.config import is_worker
-from comfyfleet.extension import routes
+from comfyfleet.extension import insight, routes
 from comfyfleet.extension.master import master
 
 _FREE = ("/free", "/api/free")
@@ -24,6 +24,7 @@ def install() -> None:
         server.PromptServer.instance.app.middlewares.append(_watch)
         master().watch_queue()
         routes.install()
+        insight.install()
 
 
 @web.middleware

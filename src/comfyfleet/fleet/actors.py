@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 #: with models of their own can take a minute.
 _START_TIMEOUT_S = 180.0
 
+#: Who looks at the fleet waits for it; a worker that loads a model may be late.
+_MEMORY_TIMEOUT_S = 1.0
+
 #: Each kind of call has threads of its own: ``run`` and ``wait`` are busy for as long as they last.
 _ACTOR_OPTIONS: dict[str, Any] = {
     "num_cpus": 0,
@@ -150,6 +153,15 @@ class Actors:
         except _GONE:
             return ""
         return text
+
+    async def memory(self, worker_id: str) -> tuple[int, int] | None:
+        """Free and total bytes of the worker's device; None if it does not answer soon."""
+        try:
+            call = self._call(worker_id, "memory", "pulse")
+            found: tuple[int, int] = await asyncio.wait_for(call, _MEMORY_TIMEOUT_S)
+        except (asyncio.TimeoutError, ray.exceptions.RayError):
+            return None
+        return found
 
     async def lost(self, worker_id: str) -> str:
         """Wait until the worker is no more; why."""

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfyfleet.errors import WorkerStartError
+from comfyfleet.fleet.logs import rotate_open
 from comfyfleet.fleet.loop import Loop
 from comfyfleet.work import (
     Dispatch,
@@ -27,9 +30,13 @@ from comfyfleet.work import (
 if TYPE_CHECKING:
     from comfyfleet.fleet.actors import Actors
 
+logger = logging.getLogger(__name__)
+
 #: Seconds before a lost worker is started again: the first time at once, as it is mostly an
 #: accident; a worker that goes on dying gets ever longer pauses, and is given up in the end.
 BACK_OFF_S = (0.0, 2.0, 10.0, 30.0, 60.0)
+#: How often the logs of running workers are looked at.
+_LOG_INTERVAL_S = 60.0
 #: A worker that lived for so long starts from the beginning of these.
 _STEADY_S = 600.0
 
@@ -55,6 +62,7 @@ class Care:
         self._losses: dict[str, int] = {}
         self._since: dict[str, float] = {}
         self._given_up: dict[str, str] = {}
+        loop.spawn(self._tend_logs())
 
     @property
     def worker_ids(self) -> list[str]:
@@ -94,7 +102,30 @@ class Care:
         """Let one or all workers unload models or free memory, as ComfyUI's /free."""
         self._loop.post(self._loop.spawn, self._actors.free(request, worker_id))
 
+    def ask_memory(self) -> dict[str, tuple[int, int]]:
+        """Free and total bytes of the workers' devices, of those that answer within a second.
+
+        Waits for them. Raises FleetError if the fleet has ended.
+        """
+        return self._loop.wait_for(self._memory())
+
     # On the loop.
+
+    async def _memory(self) -> dict[str, tuple[int, int]]:
+        names = list(self._actors.infos)
+        answers = await asyncio.gather(*map(self._actors.memory, names))
+        found = zip(names, answers, strict=True)
+        return {name: answer for name, answer in found if answer is not None}
+
+    async def _tend_logs(self) -> None:
+        """Keep the logs of running workers from growing for ever."""
+        while True:
+            await asyncio.sleep(_LOG_INTERVAL_S)
+            for info in list(self._actors.infos.values()):
+                try:
+                    await asyncio.to_thread(rotate_open, Path(info.log_file))
+                except OSError:
+                    logger.warning("log %s cannot be rotated", info.log_file, exc_info=True)
 
     def begin(self, worker_id: str) -> None:
         """Watch a worker that has just come up."""

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from comfyfleet.config import pack_dir
 from comfyfleet.errors import FleetError, Problem, RunCancelled, RunError, RunFailed
 from comfyfleet.fleet.care import Care
+from comfyfleet.fleet.insight import Snapshot
+from comfyfleet.fleet.insight_memory import DeviceMemory, MemoryWatch
 from comfyfleet.fleet.ledger import Ledger
 from comfyfleet.fleet.loans import Lending, Loan
 from comfyfleet.fleet.loop import Loop
@@ -92,7 +94,9 @@ class Fleet:
         self._stop = asyncio.Event()
         self._loop = Loop(self._serve, self._on_fault)
         #: What happened and what is: see ``fleet.ledger``.
-        self.ledger = Ledger(self._dispatch)
+        names = zip(worker_ids(self._devices), self._devices, strict=True)
+        self.ledger = Ledger(self._dispatch, {name: device.id for name, device in names})
+        self._memory = MemoryWatch(self._ask_memory)
 
     def __enter__(self) -> Fleet:
         self.start()
@@ -130,6 +134,11 @@ class Fleet:
     def workers(self) -> list[WorkerInfo]:
         """The workers that are alive."""
         return list(self._actors.infos.values()) if self._actors else []
+
+    @property
+    def started(self) -> bool:
+        """True once ``start`` has come to its end, in whatever way."""
+        return self._ready.done()
 
     @property
     def usable(self) -> bool:
@@ -187,6 +196,13 @@ class Fleet:
     def on_worker_lost(self, listener: Callable[[str], None]) -> None:
         """Call this, on the fleet's loop, with the id of each worker whose process has ended."""
         self._on_worker_lost = listener
+
+    def snapshot(self) -> Snapshot:
+        """Everything at this moment, with memory: it may have to wait a second for that."""
+        return self._memory.complete(self.ledger.snapshot())
+
+    def _ask_memory(self) -> DeviceMemory:
+        return self._care.ask_memory() if self._care is not None and self._loop.alive else {}
 
     @property
     def node_classes(self) -> frozenset[str]:
@@ -273,7 +289,9 @@ class Fleet:
 
     def _welcome(self, actors: Actors, session: Session) -> None:
         def record() -> None:
-            write_record(session.folder, list(actors.infos.values()), self._host.url)
+            infos = list(actors.infos.values())
+            self.ledger.meet(infos)
+            write_record(session.folder, infos, self._host.url)
 
         self._lending = Lending(actors, self._dispatch, self._handle)
         self._care = Care(actors, self._dispatch, self._loop, self._handle_lost, record)
@@ -287,6 +305,7 @@ class Fleet:
         """A worker joined or was lost: its attempt is over before dispatch gives it to another."""
         if isinstance(event, WorkerLost) and event.worker_id in self._dispatch.workers:
             self._on_worker_lost(event.worker_id)
+            self.ledger.hear(event)  # before its attempt is told of as any other that failed
             unit = self._dispatch.find_unit_on(event.worker_id)
             if unit is not None:
                 lost = Failure(message=f"the worker was lost: {event.reason}")
@@ -332,11 +351,13 @@ class Fleet:
     # Events in, instructions out.
 
     def _handle(self, event: Event) -> None:
+        self.ledger.hear(event)
         self._obey(self._dispatch.handle(event, self._loop.time()))
 
     def _obey(self, instructions: Iterable[Instruction]) -> None:
         for instruction in instructions:
             self._carry_out(instruction)
+        self.ledger.sync()
         if self._timer is not None:
             self._timer.cancel()
         deadline = self._dispatch.next_deadline()

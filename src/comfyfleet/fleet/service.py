@@ -25,6 +25,7 @@ class Service:
         self._fleet_lock = threading.Lock()
         self._devices: list[Device] | None = None
         self._fleet: Fleet | None = None
+        self._starting: Fleet | None = None
 
     def devices(self) -> list[Device]:
         """The devices that have, or will get, a worker; none inside a worker.
@@ -50,7 +51,11 @@ class Service:
                 self._fleet = None
             if self._fleet is None:
                 fleet = Fleet(devices, self._host, Policy(stagger_s=STAGGER.read_seconds()))
-                fleet.start()
+                self._starting = fleet
+                try:
+                    fleet.start()
+                finally:
+                    self._starting = None
                 atexit.register(fleet.close)
                 self._fleet = fleet
             return self._fleet
@@ -59,6 +64,11 @@ class Service:
     def running(self) -> Fleet | None:
         """The fleet if it runs; asking starts nothing and waits for nothing."""
         return self._fleet
+
+    @property
+    def seen(self) -> Fleet | None:
+        """The fleet that runs or is being started, for those who only watch it."""
+        return self._starting or self._fleet
 
     def fleet_soon(self) -> Future[Fleet]:
         """``fleet`` without waiting: starting takes seconds in which others can compute."""

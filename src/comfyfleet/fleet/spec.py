@@ -47,6 +47,8 @@ class Host:
     cwd: Path
     #: Where the owner's own ComfyUI answers, if it is one.
     url: str = ""
+    #: Where the workers' logs are kept; None: in their own folders, which go with the fleet.
+    logs: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,13 @@ class WorkerSpec:
 
     @property
     def log_file(self) -> Path:
-        return self.folder / "comfyui.log"
+        logs = self.host.logs
+        return self.folder / "comfyui.log" if logs is None else log_file(logs, self.id)
+
+
+def log_file(logs: Path, worker_id: str) -> Path:
+    """The log of a worker whose owner keeps logs."""
+    return logs / f"{worker_id}.log"
 
 
 def inherited_flags(flags: Sequence[str]) -> list[str]:

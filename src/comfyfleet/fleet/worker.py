@@ -7,13 +7,15 @@ import os
 import queue
 import sys
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from comfyfleet.errors import ComfyFleetError, Problem, RunCancelled
+from comfyfleet.errors import ComfyFleetError, FleetError, Problem, RunCancelled
+from comfyfleet.fleet.logs import rotate, tail
 from comfyfleet.fleet.spec import WorkerSpec
 from comfyfleet.work import (
     Failure,
@@ -39,13 +41,13 @@ class Worker:
         # Only now: this imports torch, which reads the environment once.
         from comfyfleet.comfy import boot
 
-        boot.redirect_output(spec.log_file)
         self._closed = threading.Event()
         self._current: tuple[str, str] | None = None
         #: True if the current unit was interrupted, perhaps while its values were on their way.
         self._withdrawn = False
         self._fault = ""
         try:
+            _open_log(spec)
             self._comfy = boot.boot(
                 spec.host.comfyui, spec.flags, pack=spec.pack, folder=spec.folder
             )
@@ -143,6 +145,12 @@ class Worker:
         follow = sys.modules.get("comfyfleet.comfy.follow")
         return "" if follow is None else f"{self._spec.id}: {follow.state()}"
 
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes of the device."""
+        from comfyfleet.comfy.inventory import device_memory
+
+        return device_memory()
+
     def wait(self) -> None:
         """Block for as long as this worker lives: whoever awaits it learns of its death."""
         self._closed.wait()
@@ -155,6 +163,17 @@ def _set_environment(spec: WorkerSpec) -> None:
         else:
             os.environ[name] = value
     os.chdir(spec.host.cwd)
+
+
+def _open_log(spec: WorkerSpec) -> None:
+    """Print into the log from now on; what earlier processes of this worker wrote may stay."""
+    from comfyfleet.comfy.boot import redirect_output
+
+    spec.log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    rotate(spec.log_file)
+    redirect_output(spec.log_file)
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    sys.stdout.write(f"--- worker {spec.id} on {spec.device.id}, process {os.getpid()}, {now}\n")
 
 
 def _fetch(stored: Mapping[str, Any]) -> dict[str, Packed]:
@@ -186,10 +205,10 @@ def _ending(done: Any) -> Failure | Result:
     return Failure(message=f"{type(error).__name__}: {error}")
 
 
-def log_tail(path: Path, lines: int = _LOG_LINES) -> str:
+def log_tail(path: Path) -> str:
     """The last lines of a log, indented; a note if there is none."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        lines = tail(path, _LOG_LINES)
+    except FleetError:
         return "  (no log was written)"
-    return "\n".join(f"  {line}" for line in text.splitlines()[-lines:])
+    return "\n".join(f"  {line}" for line in lines)

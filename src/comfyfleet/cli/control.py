@@ -1,0 +1,44 @@
+"""``comfyfleet share`` and ``comfyfleet worker``: what the owner does with a running fleet."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from comfyfleet.cli.master import MasterClient
+from comfyfleet.cli.show import console
+from comfyfleet.errors import InputError
+
+#: Switching it on may start the fleet, whose workers may need minutes for their packs.
+_START_TIMEOUT_S = 600.0
+_DONE = {
+    "enable": "takes prompts",
+    "disable": "finishes what it has and takes nothing more",
+    "restart": "is being restarted",
+    "interrupt": "was told to stop what it has in hand",
+    "free": "was told to free its memory",
+}
+
+
+def share_queue(switch: str, *, master_computes: bool | None, url: str | None) -> None:
+    """Share the queue of a ComfyUI, or leave it to its master."""
+    if switch not in ("on", "off"):
+        raise InputError(f"share {switch!r}: give on or off.")
+    body = {"on": switch == "on"}
+    if master_computes is not None:
+        body["master_computes"] = master_computes
+    client = MasterClient(url)
+    with console.status("starting workers if need be"):
+        state = client.post("/share", body, timeout_s=_START_TIMEOUT_S)
+    shared = f"shared, the master {'computes' if state['master_computes'] else 'does not compute'}"
+    console.print(f"the queue of {client.url} is {shared if state['on'] else 'not shared'}")
+    if state["note"]:
+        console.print(state["note"])
+
+
+def change_worker(worker: str, action: str, *, url: str | None) -> None:
+    """Do something with one worker, or with all."""
+    if action not in _DONE:
+        raise InputError(f"worker {worker} {action!r}: choose one of {', '.join(_DONE)}.")
+    done = MasterClient(url).post(f"/workers/{quote(worker, safe='')}/{action}", {})
+    for name in done["workers"]:
+        console.print(f"worker {name} {_DONE[action]}")
