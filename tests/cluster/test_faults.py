@@ -16,7 +16,7 @@ import pytest
 
 from comfyfleet.config import demo_dir
 from tests import prompts
-from tests.support import COMFYFLEET, Master, run_command, wait_until, worker_pids
+from tests.support import COMFYFLEET, Master, fleets, run_command, wait_until, worker_pids
 
 pytestmark = pytest.mark.cluster
 
@@ -45,7 +45,10 @@ def saved(out: Path) -> dict[str, bytes]:
 
 def busy(pid: int) -> bool:
     """A worker that computes: it has used most of the last moment's processor time."""
-    return psutil.Process(pid).cpu_percent(0.2) > 50
+    try:
+        return psutil.Process(pid).cpu_percent(0.2) > 50
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,8 @@ def test_a_run_that_kills_its_workers_is_a_clear_failure(
     with running(tmp_path / "out", "--count", "1", "--set", "5.steps=2000") as process:
         killed: set[int] = set()
         while process.poll() is None:
-            for pid in set(worker_pids(process.pid)) - killed if fleets(process.pid) else ():
+            workers = [each for fleet in fleets(process.pid) for each in fleet["workers"]]
+            for pid in {worker["pid"] for worker in workers} - killed:
                 if busy(pid):
                     os.kill(pid, signal.SIGKILL)
                     killed.add(pid)
