@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from comfyfleet.cli.logs import show_log
 from comfyfleet.cli.master import MasterClient
 from comfyfleet.cli.top import frame
 from comfyfleet.errors import FleetError, InputError
@@ -177,3 +178,18 @@ def test_a_frame_shows_everybody_on_any_terminal(width: int) -> None:
     assert "cpu-0 is quarantined: it failed" in text
     assert "cpu-1 failed 5 min ago: no [bold]luck[/]" in text
     assert "Traceback" not in text
+
+
+# Logs without a ComfyUI.
+
+
+def test_the_log_of_a_commands_own_fleet(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fleet_at(root, "")
+    (root / f"{PREFIX}a" / "x.log").write_text("one\ntwo [bold]\nthree\n")
+    show_log("cpu-0", lines=2, follow=False, url=None)
+    assert capsys.readouterr().out == "two [bold]\nthree\n"
+    with pytest.raises(InputError, match=r"no worker is called 'cpu-7'; choose cpu-0\."):
+        show_log("cpu-7", lines=2, follow=False, url=None)
+    fleet_at(root, "", "b")
+    with pytest.raises(InputError, match=r"several fleets have a worker cpu-0; its logs: .*x\.log"):
+        show_log("cpu-0", lines=2, follow=False, url=None)

@@ -14,6 +14,7 @@ from comfyfleet.errors import RunCancelled, RunError, RunFailed
 from comfyfleet.fleet.insight import Happened, RunStatus, WorkerStatus
 from comfyfleet.fleet.insight_stream import Subscription
 from comfyfleet.fleet.ledger import Ledger
+from comfyfleet.fleet.redact import without_secrets
 from comfyfleet.fleet.run import Delivery, RunEvent
 from comfyfleet.work import (
     CancelRun,
@@ -104,6 +105,7 @@ class Bed:
 
     def fail(self, worker_id: str, unit: Unit, message: str = "no luck") -> None:
         failure = Failure(message=message, traceback=f"Traceback: {message}")
+        failure = without_secrets(failure, unit)
         self.tell("failed", worker_id, unit, failure=failure)
         self.handle(UnitFailed(worker_id=worker_id, unit_id=unit.id, failure=failure))
 
@@ -406,28 +408,47 @@ def test_a_slow_reader_is_told_what_it_missed() -> None:
     assert len(woken) == 2
 
 
-Ending = Callable[[Bed, Unit], None]
-ENDINGS: dict[str, Ending] = {
-    "running": lambda bed, held: None,
-    "failed": lambda bed, held: (
-        [bed.fail(w, held, f"401 for {TOKEN}") for w in ("a", "b")] and None
-    ),
-    "told": lambda bed, held: bed.tell(
-        "told", "a", held, told=Told("execution_error", {"current_inputs": {"token": [TOKEN]}})
-    ),
-    "cancelled": lambda bed, held: bed.handle(RunCancelledEvent(run_id="r", reason="enough")),
-}
+def fails_everywhere(bed: Bed, held: Unit) -> None:
+    for worker_id in ("a", "b"):
+        bed.fail(worker_id, held, f"401 for {TOKEN}")
+
+
+def fails_until_quarantine(bed: Bed, held: Unit) -> None:
+    bed.handle(WorkerPaused(worker_id="b"))
+    bed.fail("a", held, f"401 for {TOKEN}")
+    for number in range(8):
+        if bed.worker("a").state != "quarantined":
+            bed.submit(again := unit(run=f"again{number}", secret=TOKEN))
+            bed.fail("a", again, f"401 for {TOKEN}")
+    assert "401 for (secret)" in bed.worker("a").reason
+
+
+def is_told(bed: Bed, held: Unit) -> None:
+    inputs = {"current_inputs": {"token": [TOKEN]}}
+    bed.tell("told", "a", held, told=Told("execution_error", inputs))
+
+
+def is_cancelled(bed: Bed, held: Unit) -> None:
+    bed.handle(RunCancelledEvent(run_id="r", reason="enough"))
+
+
+ENDINGS: list[Callable[[Bed, Unit], None]] = [
+    fails_everywhere,
+    fails_until_quarantine,
+    is_told,
+    is_cancelled,
+]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_clients_token_is_nowhere(bed: Bed, ending: str) -> None:
+def test_a_clients_token_is_nowhere(bed: Bed, ending: Callable[[Bed, Unit], None]) -> None:
     held = unit(secret=TOKEN)
     bed.submit(held)
-    ENDINGS[ending](bed, held)
+    ending(bed, held)
     text = json.dumps([asdict(bed.ledger.snapshot()), *map(asdict, bed.events())])
     assert TOKEN not in text
     assert "prompt-r" in text
-    assert ("401 for (secret)" in text) == (ending == "failed")
+    assert ("401 for (secret)" in text) == (ending.__name__.startswith("fails"))
 
 
 def test_an_error_of_any_length_is_cut(bed: Bed) -> None:

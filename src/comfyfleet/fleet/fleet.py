@@ -22,6 +22,7 @@ from comfyfleet.fleet.insight_memory import DeviceMemory, MemoryWatch
 from comfyfleet.fleet.ledger import Ledger
 from comfyfleet.fleet.loans import Lending, Loan
 from comfyfleet.fleet.loop import Loop
+from comfyfleet.fleet.redact import without_secrets
 from comfyfleet.fleet.registry import write_record
 from comfyfleet.fleet.run import Delivery, Observer, OnEnd, Run, RunEvent
 from comfyfleet.fleet.session import Session
@@ -406,7 +407,7 @@ class Fleet:
                 case Told():
                     self._tell(RunEvent(kind="told", unit=unit, worker_id=worker_id, told=event))
                 case Failure():
-                    self._fail(worker_id, unit, event)
+                    self._fail(worker_id, unit, without_secrets(event, unit))
                 case Result():
                     self._hand_in(worker_id, unit, event)
 

@@ -22,9 +22,7 @@ from comfyfleet.work import RunSubmitted, Told, Unit, WorkerInfo
 #: Of a run of thousands of units the latest starts; the counts are of all.
 _ATTEMPTS_KEPT = 100
 #: An error may hold a traceback of any length; its end says most.
-_ERROR_CHARS = 4000
-#: What a client sends along that nobody else may see has such a word in its name.
-_SECRET_WORDS = ("token", "key", "secret", "password")
+ERROR_CHARS = 4000
 
 
 class RunRecord:
@@ -35,7 +33,6 @@ class RunRecord:
         self.id = event.run_id
         self.lane = event.lane
         self.prompt_id = mirrored.prompt_id if mirrored else ""
-        self.secrets = secrets_of(mirrored.extra_data) if mirrored else ()
         self.units = len(event.units)
         self.submitted = now
         self.ended: float | None = None
@@ -129,7 +126,7 @@ class AttemptRecord:
         return self.node not in ("", before)
 
     def close(self, outcome: AttemptOutcome, now: float, error: str) -> None:
-        self.outcome, self._end, self.error = outcome, now, error[-_ERROR_CHARS:]
+        self.outcome, self._end, self.error = outcome, now, error[-ERROR_CHARS:]
 
     def status(self, now: float) -> AttemptStatus:
         return AttemptStatus(
@@ -243,19 +240,3 @@ def _whole(value: object) -> int | None:
     if isinstance(value, int | float) and math.isfinite(value):
         return int(value)
     return None
-
-
-def secrets_of(extra_data: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a client sent along for the nodes of its prompt, such as a token of a paid service."""
-    return tuple(
-        value
-        for name, value in extra_data.items()
-        if isinstance(value, str) and value and any(word in name.lower() for word in _SECRET_WORDS)
-    )
-
-
-def redacted(text: str, secrets: tuple[str, ...]) -> str:
-    """The text without these; cut to a length that can be shown."""
-    for secret in secrets:
-        text = text.replace(secret, "(secret)")
-    return text[-_ERROR_CHARS:]

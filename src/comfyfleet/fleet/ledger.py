@@ -1,6 +1,6 @@
 """What happens in a fleet, for whoever watches it: who does what now, and what became of runs.
 
-Nothing of a prompt is kept here but its id, and no error is kept with a secret of its client.
+Nothing of a prompt is kept here but its id.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from comfyfleet.errors import RunCancelled, RunError
 from comfyfleet.fleet.insight import AttemptOutcome, Snapshot, Totals
 from comfyfleet.fleet.insight_records import (
+    ERROR_CHARS,
     AttemptRecord,
     RunRecord,
     WorkerRecord,
-    redacted,
 )
 from comfyfleet.fleet.insight_stream import Stream, Subscription
 from comfyfleet.fleet.run import RunEvent
@@ -152,8 +152,8 @@ class Ledger:
             run = self._live.pop(run_id)
             cancelled = isinstance(error, RunCancelled)
             run.outcome = "cancelled" if cancelled else "failed" if error else "done"
-            run.error = redacted(str(error), run.secrets) if error else ""
-            run.ended, run.secrets = self._clock(), ()
+            run.error = str(error)[-ERROR_CHARS:] if error else ""
+            run.ended = self._clock()
             self._ended.append(run)
             for what in ("runs", "prompts") if run.prompt_id else ("runs",):
                 self._totals[f"{what}_{run.outcome}"] += 1
@@ -218,7 +218,7 @@ class Ledger:
         if worker is not None and failure.kind == "out_of_memory":
             worker.model_key = None  # ComfyUI unloads all models then
         if attempt.wanted:
-            self._close(worker_id, "failed", redacted(str(failure), attempt.run.secrets))
+            self._close(worker_id, "failed", str(failure))
         else:
             self._close(worker_id, "interrupted")
 
