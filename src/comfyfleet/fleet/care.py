@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from comfyfleet.errors import WorkerStartError
 from comfyfleet.fleet.logs import rotate_open
 from comfyfleet.fleet.loop import Loop
@@ -21,6 +23,7 @@ from comfyfleet.work import (
     Dispatch,
     Event,
     WorkerHealed,
+    WorkerInfo,
     WorkerJoined,
     WorkerLost,
     WorkerPaused,
@@ -39,6 +42,14 @@ BACK_OFF_S = (0.0, 2.0, 10.0, 30.0, 60.0)
 _LOG_INTERVAL_S = 60.0
 #: A worker that lived for so long starts from the beginning of these.
 _STEADY_S = 600.0
+#: How often a worker that has something in hand is asked whether it is there. It answers from a
+#: thread of its own; an idle one is not asked, as nobody waits for it.
+_PULSE_S = 5.0
+#: A process that was stopped (SIGSTOP) computes nothing; one that goes on soon is left alone.
+_STOPPED_PATIENCE_S = 15.0
+#: One that runs may hold Python's lock, in a single call that loads a large file. Meanwhile
+#: dispatch starts what is late elsewhere.
+_SILENT_PATIENCE_S = 300.0
 
 
 class Care:
@@ -62,6 +73,8 @@ class Care:
         self._losses: dict[str, int] = {}
         self._since: dict[str, float] = {}
         self._given_up: dict[str, str] = {}
+        #: Worker id -> why it was killed, until its death is noticed.
+        self._killed: dict[str, str] = {}
         loop.spawn(self._tend_logs())
 
     @property
@@ -131,13 +144,43 @@ class Care:
         """Watch a worker that has just come up."""
         self._since[worker_id] = self._loop.time()
         self._loop.spawn(self._watch(worker_id))
+        self._loop.spawn(self._feel(self._actors.infos[worker_id]))
 
     async def _watch(self, worker_id: str) -> None:
         reason = await self._actors.lost(worker_id)
+        reason = self._killed.pop(worker_id, reason)
         self._record()
         if self._loop.time() - self._since[worker_id] > _STEADY_S:
             self._losses[worker_id] = 0
         await self._revive(worker_id, reason)
+
+    async def _feel(self, worker: WorkerInfo) -> None:
+        """Kill the worker once it has something in hand and does not answer any more."""
+        while self._actors.infos.get(worker.id) is worker:
+            await asyncio.sleep(_PULSE_S)
+            why = await self._silence_of(worker) if self._has_work(worker.id) else ""
+            if why:
+                self._killed[worker.id] = why
+                _end_process(worker)
+                return
+
+    def _has_work(self, worker_id: str) -> bool:
+        known = worker_id in self._dispatch.workers
+        return known and self._dispatch.state_of(worker_id) in ("busy", "lent", "stuck")
+
+    async def _silence_of(self, worker: WorkerInfo) -> str:
+        """Ask how the worker is: empty once it answers, else why it never will."""
+        answer = asyncio.ensure_future(self._actors.state(worker.id))
+        begun = self._loop.time()
+        while not (await asyncio.wait({answer}, timeout=_PULSE_S))[0]:
+            silent_s = self._loop.time() - begun
+            stopped = _is_stopped(worker)
+            if silent_s >= (_STOPPED_PATIENCE_S if stopped else _SILENT_PATIENCE_S):
+                answer.cancel()
+                state = "its process was stopped and" if stopped else "it"
+                return f"{state} did not answer for {silent_s:.0f} s"
+        await answer
+        return ""
 
     async def _revive(self, worker_id: str, reason: str) -> None:
         """Start a lost worker again, after a pause each time, until it comes or is given up."""
@@ -161,8 +204,8 @@ class Care:
         info = self._actors.infos.get(worker_id)
         if info is not None:
             self._losses[worker_id] = 0
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(info.pid, signal.SIGKILL)
+            self._killed[worker_id] = "its owner restarted it"
+            _end_process(info)
         elif worker_id in self._given_up:
             reason = self._given_up.pop(worker_id)
             self._losses[worker_id] = 0
@@ -176,3 +219,15 @@ class Care:
             if unit is not None:
                 reason = f"interrupted on worker {worker_id}"
                 self._handle(RunCancelled(run_id=unit.run_id, reason=reason))
+
+
+def _end_process(worker: WorkerInfo) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(worker.pid, signal.SIGKILL)
+
+
+def _is_stopped(worker: WorkerInfo) -> bool:
+    try:
+        return psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False  # it has ended, and that is noticed elsewhere
