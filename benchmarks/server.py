@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,81 +12,171 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from comfyfleet.config import find_comfyui
+from comfyfleet.fleet.registry import FleetRecord, read_records
 
 _ROOT = Path(__file__).resolve().parent.parent
 _START_S = 180.0
+#: Every process that a server has started, directly or not, inherits it.
+_MARK = "COMFYFLEET_BENCHMARK"
 
 
 class Server:
-    """A running ComfyUI on the CPU."""
+    """A ComfyUI on the CPU in a folder of its own, where it may be started again.
 
-    def __init__(self, url: str, folder: Path) -> None:
-        self._url = url
+    It, and its workers, have one thread each.
+    """
+
+    def __init__(self, folder: Path, workers: str) -> None:
         self.folder = folder
+        self._mark = uuid.uuid4().hex
+        self._workers = workers
+        self._url = ""
+        self._process: subprocess.Popen[bytes] | None = None
+        nodes = folder / "custom_nodes"
+        nodes.mkdir()
+        (nodes / "comfyfleet").symlink_to(_ROOT)
+        (nodes / "bench").symlink_to(_ROOT / "benchmarks" / "pack")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        port = _free_port()
+        self._url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "main.py", "--cpu", "--port", str(port)]
+        command += ["--base-directory", str(self.folder), "--database-url", "sqlite:///:memory:"]
+        environment = {
+            **os.environ,
+            "COMFYFLEET_WORKERS": self._workers,
+            "OMP_NUM_THREADS": "1",
+            _MARK: self._mark,
+        }
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd=find_comfyui(), env=environment, stdout=log, stderr=log
+            )
+        end = time.monotonic() + _START_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"ComfyUI did not start:\n{self.log()[-2000:]}")
+            time.sleep(0.1)
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End the process by a signal; killed if it does not end. Safe to call twice."""
+        if self._process is None:
+            return
+        self._process.send_signal(how)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
+
+    def share(self) -> None:
+        """Let only the workers run prompts; returns when they are there."""
+        self.ask("/comfyfleet/v1/share", {"on": True, "master_computes": False})
+
+    def tell_worker(self, worker_id: str, action: str) -> None:
+        """As the owner may: enable, disable, restart, of one worker or of ``all``."""
+        self.ask(f"/comfyfleet/v1/workers/{worker_id}/{action}", {})
+
+    def fleet(self) -> FleetRecord | None:
+        """The fleet that this process has now."""
+        return next((each for each in read_records() if each.owner_pid == self.pid), None)
+
+    def queue(self, prompt: Mapping[str, Any]) -> str:
+        """Queue a prompt; its id."""
+        return str(self.ask("/prompt", {"prompt": prompt})["prompt_id"])
+
+    def queued(self) -> set[str]:
+        """The ids of all prompts that run or wait."""
+        found = self.ask("/queue")
+        return {item[1] for item in (*found["queue_running"], *found["queue_pending"])}
+
+    def history(self, prompt_id: str) -> dict[str, Any] | None:
+        """What ComfyUI says of a prompt that has ended."""
+        entry: dict[str, Any] | None = self.ask(f"/history/{prompt_id}").get(prompt_id)
+        return entry
+
+    def finish(self, prompt_id: str) -> dict[str, Any]:
+        """Wait for a prompt to end; its history. Raises RuntimeError if it failed."""
+        while not (entry := self.history(prompt_id)):
+            time.sleep(0.02)
+        if entry["status"]["status_str"] != "success":
+            raise RuntimeError(f"the prompt failed: {entry['status']['messages']}")
+        return entry
 
     def run(self, prompt: Mapping[str, Any]) -> float:
         """Run a prompt; its seconds, as ComfyUI's own history has them."""
-        prompt_id = self._ask("/prompt", {"prompt": prompt})["prompt_id"]
-        while not (entry := self._ask(f"/history/{prompt_id}").get(prompt_id)):
-            time.sleep(0.05)
-        if entry["status"]["status_str"] != "success":
-            raise RuntimeError(f"the prompt failed: {entry['status']['messages']}")
+        entry = self.finish(self.queue(prompt))
         at = {name: what["timestamp"] for name, what in entry["status"]["messages"]}
         return float(at["execution_success"] - at["execution_start"]) / 1000
 
-    def answers(self) -> bool:
-        """Is it up?"""
-        try:
-            self._ask("/queue")
-        except (OSError, urllib.error.URLError):
-            return False
-        return True
+    def log(self) -> str:
+        """What it has printed."""
+        return (self.folder / "log").read_text(errors="replace")
 
-    def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def processes(self) -> list[psutil.Process]:
+        """All living processes that it has started in all its lives, itself included."""
+        return [process for process in psutil.process_iter() if self._started(process)]
+
+    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """GET, or POST with a body; the JSON that came."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self._url + path, data=data, headers=headers)
         with urllib.request.urlopen(request) as answer:
-            return json.load(answer)
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def _answers(self) -> bool:
+        try:
+            self.ask("/queue")
+        except (OSError, urllib.error.URLError):
+            return False
+        return True
+
+    def _started(self, process: psutil.Process) -> bool:
+        try:
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            return alive and process.environ().get(_MARK) == self._mark
+        except (psutil.Error, OSError):
+            return False
 
 
 @contextmanager
 def comfyui_server(workers: str) -> Iterator[Server]:
-    """A ComfyUI whose fleet has these workers; it and they have one thread each."""
+    """A running ComfyUI whose fleet has these workers. Nothing is left of it."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "custom_nodes").mkdir()
-        (folder / "custom_nodes" / "comfyfleet").symlink_to(_ROOT)
-        (folder / "custom_nodes" / "bench").symlink_to(_ROOT / "benchmarks" / "pack")
-        port = _free_port()
-        command = [sys.executable, "main.py", "--cpu", "--port", str(port)]
-        command += ["--base-directory", name, "--database-url", "sqlite:///:memory:"]
-        environment = {**os.environ, "COMFYFLEET_WORKERS": workers, "OMP_NUM_THREADS": "1"}
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                command, cwd=find_comfyui(), env=environment, stdout=log, stderr=log
-            )
+        server = Server(Path(name), workers)
         try:
-            server = Server(f"http://127.0.0.1:{port}", folder)
-            _wait(server, process, folder / "log")
+            server.start()
             yield server
         finally:
-            process.terminate()
-            process.wait(30)
+            server.end()
+            wait_until(lambda: not server.processes(), 30)
 
 
-def _wait(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + _START_S
-    while not server.answers():
-        if process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"ComfyUI did not start:\n{log.read_text()[-2000:]}")
-        time.sleep(0.1)
+def wait_until(check: Callable[[], object], timeout_s: float) -> bool:
+    """Look until it is true; False if it did not become so in time."""
+    end = time.monotonic() + timeout_s
+    while not check():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _free_port() -> int:

@@ -1,4 +1,4 @@
-"""A custom-node pack for the benchmarks: the measuring model, and pictures without a model.
+"""A custom-node pack for the benchmarks: the measuring model, pictures, work and trouble.
 
 Workers load it as any other pack, through ``extra_model_paths``.
 """
@@ -14,6 +14,8 @@ import comfy.model_patcher
 import comfy.ops
 import comfy.supported_models
 import torch
+
+from .work import WORKER, BenchPause, BenchWork, die_before_replies
 
 
 class BenchModel:
@@ -83,4 +85,11 @@ class BenchImages:
         return (torch.rand(count, side, side, 3, generator=generator),)
 
 
-NODE_CLASS_MAPPINGS = {"BenchModel": BenchModel, "BenchImages": BenchImages}
+NODE_CLASS_MAPPINGS = {
+    "BenchModel": BenchModel,
+    "BenchImages": BenchImages,
+    "BenchWork": BenchWork,
+    "BenchPause": BenchPause,
+}
+if WORKER:
+    die_before_replies()

@@ -169,11 +169,16 @@ def bench(
     ranks: Annotated[int | None, typer.Option(help="sequence: how many ranks.")] = None,
     ulysses: Annotated[int | None, typer.Option(help="sequence: the Ulysses degree.")] = None,
     ring: Annotated[int | None, typer.Option(help="sequence: the ring degree.")] = None,
+    runs: Annotated[int | None, typer.Option(help="chaos: how many runs.")] = None,
+    seed: Annotated[int | None, typer.Option(help="chaos: the first run's seed.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure, and print the figures; --json prints one JSON object as the last line."""
     from comfyfleet.cli.bench import run_benchmark
 
-    given = {"family": family, "ranks": ranks, "ulysses": ulysses, "ring": ring}
+    given = {
+        "family": family, "ranks": ranks, "ulysses": ulysses, "ring": ring, "runs": runs,
+        "seed": seed,
+    }  # fmt: skip
     options = {key: value for key, value in given.items() if value is not None}
     run_benchmark(name, options, as_json=as_json)

@@ -13,7 +13,10 @@ from comfyfleet.config import pack_dir
 from comfyfleet.errors import InputError
 
 #: Benchmarks by name: a module of ``benchmarks`` with ``run(**options) -> dict``.
-NAMES = ("batch", "cfg", "dispatch", "fanout", "sampling", "sequence", "transport")
+NAMES = (
+    "balance", "batch", "cfg", "chaos", "dispatch", "fanout", "idle", "queue", "sampling",
+    "sequence", "transport",
+)  # fmt: skip
 
 
 def run_benchmark(name: str, options: Mapping[str, object], *, as_json: bool) -> None:

@@ -1,0 +1,264 @@
+"""Runs with faults at random moments: is every picture there in the end, right, and once?
+
+A run is a handful of prompts, queued over HTTP at a real ComfyUI whose queue two workers share, and
+one or two faults (see ``benchmarks.faults``). All prompts save under one name, so that a file that
+is saved twice, or over another, is found. Pictures are random numbers by a seed, so the files of an
+undisturbed run are known before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.faults import KINDS, WORKERS, Fault, Saboteur, draw_faults
+from benchmarks.server import Server, comfyui_server, wait_until
+
+#: A master serves so many runs, so that what one leaves behind would disturb the next.
+RUNS_PER_MASTER = 4
+#: A prompt that has not ended so long after the last fault hangs.
+_HANGS_S = 150.0
+#: A worker is back by then, also after the longest pause before a start.
+_BACK_S = 120.0
+_SIDE = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A prompt that saves ``count`` pictures, of which the first has this seed."""
+
+    at_s: float
+    seed: int
+    count: int
+    seconds: float
+    #: Each picture is a share of a collector, and not all of one batch.
+    collected: bool
+
+    def prompt(self, prefix: str, orders: Path) -> dict[str, Any]:
+        batch = 1 if self.collected else self.count
+        picture = {"seed": self.seed, "count": batch, "side": _SIDE}
+        pause = {"image": ["1", 0], "seconds": self.seconds, "orders": str(orders)}
+        prompt: dict[str, Any] = {
+            "1": {"class_type": "BenchImages", "inputs": picture},
+            "2": {"class_type": "BenchPause", "inputs": pause},
+            "3": _node("SaveImage", images=["2", 0], filename_prefix=prefix),
+        }
+        if self.collected:
+            picture["seed"] = ["4", 0]
+            prompt["4"] = _node("FleetSeed", seed=self.seed)
+            prompt["5"] = _node("FleetCollector", images=["2", 0], shares=self.count)
+            prompt["5"]["inputs"]["delegate"] = False
+            prompt["3"]["inputs"]["images"] = ["5", 0]
+        return prompt
+
+    def pictures(self) -> list[str]:
+        """The digests of the pictures that an undisturbed run saves, in order."""
+        if self.collected:
+            return [_noise(self.seed + share, 1)[0] for share in range(self.count)]
+        return _noise(self.seed, self.count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A run: what is queued when, and what goes wrong when."""
+
+    seed: int
+    tasks: tuple[Task, ...]
+    faults: tuple[Fault, ...]
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}: {'; '.join(map(str, self.faults)) or 'no fault'}"
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What was found after a run; empty but for its seconds if all is well."""
+
+    seconds: float = 0.0
+    #: Pictures that are not there, and pictures that are there and should not.
+    lost: int = 0
+    duplicated: int = 0
+    #: Prompts that have not ended, and workers that did not come back.
+    hung: list[str] = field(default_factory=list)
+    #: Sentences: prompts that failed, histories that name other files.
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def well(self) -> bool:
+        return not (self.lost or self.duplicated or self.hung or self.wrong)
+
+
+def run(runs: int = 50, seed: int | None = None) -> dict[str, Any]:
+    """``runs`` runs, of the seeds from ``seed`` on, each told on stderr with what was found."""
+    first = random.SystemRandom().randrange(10**6) if seed is None else seed
+    plans = [draw_plan(first + number) for number in range(runs)]
+    outcomes = []
+    for begin in range(0, runs, RUNS_PER_MASTER):
+        outcomes += disturb_all(plans[begin : begin + RUNS_PER_MASTER])
+    faults = Counter(fault.kind for plan in plans for fault in plan.faults)
+    return {
+        "seed": first,
+        "runs": runs,
+        "faults": faults.total(),
+        "lost": sum(outcome.lost for outcome in outcomes),
+        "duplicated": sum(outcome.duplicated for outcome in outcomes),
+        "hung": sum(len(outcome.hung) for outcome in outcomes),
+        "wrong": sum(len(outcome.wrong) for outcome in outcomes),
+        "longest_s": round(max(outcome.seconds for outcome in outcomes), 1),
+        "faults_by_kind": dict(sorted(faults.items())),
+    }
+
+
+def draw_plan(seed: int, kinds: tuple[str, ...] = KINDS) -> Plan:
+    """The run of a seed; with no ``kinds`` it is undisturbed."""
+    rng = random.Random(seed)
+    tasks = [
+        Task(
+            at_s=rng.uniform(0, 1.5),
+            seed=seed * 1000 + number * 10,
+            count=rng.randint(1, 3),
+            seconds=rng.uniform(0.1, 0.8),
+            collected=rng.random() < 0.2,
+        )
+        for number in range(rng.randint(5, 8))
+    ]
+    return Plan(seed=seed, tasks=tuple(tasks), faults=tuple(draw_faults(rng, kinds)))
+
+
+def disturb_all(plans: list[Plan]) -> list[Outcome]:
+    """The runs, one after the other, at one master; then nothing of it may be left."""
+    outcomes = []
+    with comfyui_server(workers="cpu,cpu") as server:
+        server.share()
+        for plan in plans:
+            outcomes.append(disturb(server, plan))
+            print(plan, "->", outcomes[-1], file=sys.stderr, flush=True)
+    if left := server.processes():
+        outcomes[-1].wrong.append(f"processes are left: {left}")
+    return outcomes
+
+
+def disturb(server: Server, plan: Plan) -> Outcome:
+    """One run, from the first prompt until all is repaired."""
+    begun, outcome = time.monotonic(), Outcome()
+    with _orders(server) as orders:
+        saboteur = Saboteur(server, orders)
+        prefix = f"chaos-{plan.seed}-{begun:.0f}"
+        ids = _play(server, plan, saboteur, lambda task: task.prompt(prefix, orders))
+        _wait(server, ids, outcome)
+        outcome.seconds = round(time.monotonic() - begun, 1)
+        _compare(server, plan, ids, prefix, saboteur.restarted, outcome)
+        saboteur.repair()
+    _recover(server, outcome)
+    return outcome
+
+
+def _play(
+    server: Server, plan: Plan, saboteur: Saboteur, prompt_of: Callable[[Task], Any]
+) -> dict[str, Task]:
+    """Do everything at its time; the tasks by the ids of their prompts."""
+    ids: dict[str, Task] = {}
+
+    def queue(task: Task) -> None:
+        ids[server.queue(prompt_of(task))] = task
+
+    deeds: list[tuple[float, Callable[[Any], None], Any]] = []
+    deeds += [(task.at_s, queue, task) for task in plan.tasks]
+    for fault in plan.faults:
+        deeds.append((fault.at_s, saboteur.do, fault))
+        deeds.append((fault.at_s + fault.lasts_s, saboteur.undo, fault))
+    begun = time.monotonic()
+    for at_s, do, what in sorted(deeds, key=lambda deed: deed[0]):
+        time.sleep(max(0.0, begun + at_s - time.monotonic()))
+        do(what)
+    return ids
+
+
+def _wait(server: Server, ids: dict[str, Task], outcome: Outcome) -> None:
+    if not wait_until(lambda: not server.queued() & set(ids), _HANGS_S):
+        outcome.hung += [f"prompt {prompt_id}" for prompt_id in server.queued() & set(ids)]
+
+
+def _compare(
+    server: Server,
+    plan: Plan,
+    ids: dict[str, Task],
+    prefix: str,
+    restarted: bool,
+    outcome: Outcome,
+) -> None:
+    """What lies in the output folder, and what the history says, against what should."""
+    files = (server.folder / "output").glob(f"{prefix}_*")
+    found = {path.name: _digest(np.asarray(Image.open(path))) for path in files}
+    wanted = Counter(digest for task in plan.tasks for digest in task.pictures())
+    outcome.lost = (wanted - Counter(found.values())).total()
+    outcome.duplicated = (Counter(found.values()) - wanted).total()
+    for prompt_id, task in ids.items():
+        entry = server.history(prompt_id)
+        if entry is not None:
+            outcome.wrong += _faults_of(entry, [found.get(name) for name in _names(entry)], task)
+        elif not restarted:
+            outcome.wrong.append(f"prompt {prompt_id} is not in the history")
+
+
+def _faults_of(entry: dict[str, Any], found: list[str | None], task: Task) -> list[str]:
+    if entry["status"]["status_str"] != "success":
+        return [f"a prompt failed: {entry['status']['messages'][-1]}"]
+    if found != task.pictures():
+        return [f"the history of a prompt names other pictures: {_names(entry)}"]
+    return []
+
+
+def _names(entry: dict[str, Any]) -> list[str]:
+    images = entry["outputs"].get("3", {}).get("images", [])
+    return [image["filename"] for image in images]
+
+
+def _recover(server: Server, outcome: Outcome) -> None:
+    """Wait until both workers are there again; one that was given up is started by its owner."""
+    server.tell_worker("all", "enable")
+    if wait_until(lambda: _alive(server) == WORKERS, _BACK_S):
+        return
+    outcome.hung += [f"worker {name}" for name in WORKERS if name not in _alive(server)]
+
+
+def _alive(server: Server) -> tuple[str, ...]:
+    fleet = server.fleet()
+    return tuple(sorted(worker.id for worker in fleet.workers)) if fleet else ()
+
+
+@contextmanager
+def _orders(server: Server) -> Iterator[Path]:
+    folder = server.folder / "orders"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        folder.rmdir()
+
+
+def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def _noise(seed: int, count: int) -> list[str]:
+    """What ``BenchImages`` makes and ``SaveImage`` saves."""
+    generator = torch.Generator().manual_seed(seed)
+    pictures = torch.rand(count, _SIDE, _SIDE, 3, generator=generator).numpy()
+    return [_digest(np.clip(255.0 * each, 0, 255).astype(np.uint8)) for each in pictures]
+
+
+def _digest(pixels: np.ndarray) -> str:
+    return hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
