@@ -37,6 +37,9 @@ _OWN_FLAGS: dict[str, str | int] = {
     "--enable-asset-hashing": 0,
 }
 
+#: Where a worker's output nodes save, in its own folder.
+_OUTPUT = "output"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
@@ -63,6 +66,10 @@ class WorkerSpec:
     #: Its own: output nodes save there, and the fleet takes the files.
     folder: Path
     pack: Path
+
+    @property
+    def output_folder(self) -> Path:
+        return self.folder / _OUTPUT
 
     @property
     def log_file(self) -> Path:
@@ -140,4 +147,4 @@ def _flags(device: Device, host: Host, folder: Path) -> tuple[str, ...]:
     flags += ["--database-url", f"sqlite:///{folder / 'comfyui.db'}"]
     if device.kind == "cpu":
         flags = [flag for flag in flags if flag not in _GPU_MEMORY_FLAGS] + ["--cpu"]
-    return (*flags, "--output-directory", str(folder / "output"))
+    return (*flags, "--output-directory", str(folder / _OUTPUT))

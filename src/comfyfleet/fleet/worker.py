@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import shutil
 import sys
 import threading
 import time
@@ -41,6 +42,8 @@ class Worker:
         # Only now: this imports torch, which reads the environment once.
         from comfyfleet.comfy import boot
 
+        # What a process before this one has left there would be taken for ours.
+        shutil.rmtree(spec.output_folder, ignore_errors=True)
         self._closed = threading.Event()
         self._current: tuple[str, str] | None = None
         #: True if the current unit was interrupted, perhaps while its values were on their way.
