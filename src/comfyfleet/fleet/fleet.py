@@ -401,6 +401,8 @@ class Fleet:
     async def _attempt(self, worker_id: str, unit: Unit, free_first: bool) -> None:
         assert self._actors is not None
         async for event in self._actors.run(worker_id, unit, free_first=free_first):
+            if not self._has(worker_id, unit):
+                return  # the worker was lost, and this was still on its way
             match event:
                 case Progress(fraction=fraction):
                     self._progress(worker_id, unit, fraction)
@@ -410,6 +412,10 @@ class Fleet:
                     self._fail(worker_id, unit, without_secrets(event, unit))
                 case Result():
                     self._hand_in(worker_id, unit, event)
+
+    def _has(self, worker_id: str, unit: Unit) -> bool:
+        known = worker_id in self._dispatch.workers
+        return known and self._dispatch.find_unit_on(worker_id) is unit
 
     def _progress(self, worker_id: str, unit: Unit, fraction: float) -> None:
         self._handle(UnitProgress(worker_id=worker_id, unit_id=unit.id, fraction=fraction))
