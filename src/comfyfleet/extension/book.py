@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from comfyfleet.comfy.places import Entry
@@ -46,7 +47,8 @@ class Book:
 
     def put(self, item: Item) -> None:
         """Queued. Secrets are not written down."""
-        self._write(lambda journal: journal.put(_entry(item)))
+        placed = {k: "\n".join(v) for k, v in self._placed.get(item[1], {}).items()}
+        self._write(lambda journal: journal.put(replace(_entry(item), placed=placed)))
 
     def start(self, prompt_id: str) -> None:
         """Somebody runs it."""
@@ -60,10 +62,15 @@ class Book:
         """It has ended, or was deleted."""
         self._write(lambda journal: journal.end(prompt_id))
 
+    def clear(self) -> None:
+        """Nothing shall be queued again."""
+        self._write(lambda journal: journal.end_all_but(()))
+
     def close(self) -> None:
-        """Let another master have it."""
-        if self._journal is not None:
-            self._journal.close()
+        """Let another master have it; from now on nothing is written down."""
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            journal.close()
 
     def _write(self, write: Callable[[Journal], None]) -> None:
         if self._journal is None:

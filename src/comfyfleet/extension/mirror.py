@@ -160,7 +160,9 @@ class Mirror:
         """From now on it is an ordinary prompt of this ComfyUI."""
         for entry in self.placed.values():
             self._places.remove(entry)
-        self.placed.clear()
+        if self.placed:
+            self.placed.clear()
+            self._book.put(self.item)
         if self._item_id is not None:
             self._queue.give_back(self._item_id)
             self._item_id = None

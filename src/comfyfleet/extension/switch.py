@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import folder_paths
 import server
 
 from comfyfleet.comfy.places import Places
-from comfyfleet.comfy.queue import SharedQueue
+from comfyfleet.comfy.queue import Item, SharedQueue
 from comfyfleet.config import JOURNAL, MASTER_COMPUTES
 from comfyfleet.errors import ComfyFleetError, InputError
 from comfyfleet.extension.book import Book
@@ -55,7 +57,7 @@ class Switch:
         Raises ComfyFleetError, and then the queue is as it was.
         """
         with self._lock:
-            self._turn_off()
+            self._stop()
             try:
                 self._turn_on(master_computes)
             except ComfyFleetError as error:
@@ -69,7 +71,7 @@ class Switch:
     def turn_off(self) -> None:
         """Leave the queue to the master; what workers have in hand is finished."""
         with self._lock:
-            self._turn_off()
+            self._stop(forget=True)
 
     def interrupt(self, prompt_id: str | None) -> bool:
         """Stop this prompt if it runs on a worker, or all that do; False if this one does not."""
@@ -97,31 +99,40 @@ class Switch:
         book = Book(_journal() if JOURNAL.read_switch() else None)
         try:
             fleet = self._service.fleet()
+            left = book.unfinished()
         except BaseException:
             book.close()
             raise
         sharing = Sharing(self._queue, self._places, book)
         sharing.start(fleet, master_computes=computes)
         self._sharing, self._book, self._fault = sharing, book, ""
-        self._restore(book)
+        # Before the fleet is closed, which was registered before: what ends then has not ended.
+        atexit.register(book.close)
+        self._restore(left, book)
 
-    def _turn_off(self) -> None:
+    def _stop(self, *, forget: bool = False) -> None:
         if self._sharing is not None:
             self._sharing.stop()
+            if forget:
+                self._book.clear()
+            atexit.unregister(self._book.close)
             self._book.close()
             self._sharing, self._book = None, Book(None)
 
-    def _restore(self, book: Book) -> None:
-        """Queue again what an earlier master has left."""
+    def _restore(self, left: Sequence[Item], book: Book) -> None:
+        """Queue again what an earlier master has left, and not what this one has or had itself."""
         instance = server.PromptServer.instance
         running, queued = self._queue.get_current_queue_volatile()
-        known = {item[1] for item in (*running, *queued)}
-        left = [item for item in book.unfinished() if item[1] not in known]
-        for item in left:
+        here = {item[1] for item in (*running, *queued)}
+        ended = set(self._queue.get_history()) & {item[1] for item in left} - here
+        for prompt_id in ended:
+            book.end(prompt_id)
+        again = [item for item in left if item[1] not in here | ended]
+        for item in again:
             instance.number = max(instance.number, int(item[0]) + 1)
             self._queue.put(item)
-        if left:
-            logger.info("%d prompts of an earlier run of ComfyUI are queued again", len(left))
+        if again:
+            logger.info("%d prompts of an earlier run of ComfyUI are queued again", len(again))
 
 
 def _journal() -> Journal:
