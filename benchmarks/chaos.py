@@ -13,7 +13,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,8 @@ _HANGS_S = 150.0
 #: A worker is back by then, also after the longest pause before a start.
 _BACK_S = 120.0
 _SIDE = 32
+#: Of the master's log, shown after a run that went wrong.
+_LOG_CHARACTERS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +48,14 @@ class Task:
     #: Each picture is a share of a collector, and not all of one batch.
     collected: bool
 
-    def prompt(self, prefix: str, orders: Path) -> dict[str, Any]:
+    def prompt(self, orders: Path) -> dict[str, Any]:
         batch = 1 if self.collected else self.count
         picture = {"seed": self.seed, "count": batch, "side": _SIDE}
         pause = {"image": ["1", 0], "seconds": self.seconds, "orders": str(orders)}
         prompt: dict[str, Any] = {
             "1": {"class_type": "BenchImages", "inputs": picture},
             "2": {"class_type": "BenchPause", "inputs": pause},
-            "3": _node("SaveImage", images=["2", 0], filename_prefix=prefix),
+            "3": _node("SaveImage", images=["2", 0], filename_prefix="chaos"),
         }
         if self.collected:
             picture["seed"] = ["4", 0]
@@ -145,6 +147,8 @@ def disturb_all(plans: list[Plan]) -> list[Outcome]:
         for plan in plans:
             outcomes.append(disturb(server, plan))
             print(plan, "->", outcomes[-1], file=sys.stderr, flush=True)
+            if not outcomes[-1].well:
+                print(server.log()[-_LOG_CHARACTERS:], file=sys.stderr, flush=True)
     if left := server.processes():
         outcomes[-1].wrong.append(f"processes are left: {left}")
     return outcomes
@@ -155,11 +159,18 @@ def disturb(server: Server, plan: Plan) -> Outcome:
     begun, outcome = time.monotonic(), Outcome()
     with _orders(server) as orders:
         saboteur = Saboteur(server, orders)
-        prefix = f"chaos-{plan.seed}-{begun:.0f}"
-        ids = _play(server, plan, saboteur, lambda task: task.prompt(prefix, orders))
+        before = _files(server)
+        ids = _play(server, plan, saboteur, lambda task: task.prompt(orders))
         _wait(server, ids, outcome)
         outcome.seconds = round(time.monotonic() - begun, 1)
-        _compare(server, plan, ids, prefix, saboteur.restarted, outcome)
+        found = {path.name: _digest(path) for path in _files(server) - before}
+        _compare(plan, found, outcome)
+        for prompt_id, task in ids.items():
+            entry = server.history(prompt_id)
+            if entry is not None:
+                outcome.wrong += _differences(entry, found, task)
+            elif not saboteur.restarted:
+                outcome.wrong.append(f"prompt {prompt_id} is not in the history")
         saboteur.repair()
     _recover(server, outcome)
     return outcome
@@ -191,39 +202,26 @@ def _wait(server: Server, ids: dict[str, Task], outcome: Outcome) -> None:
         outcome.hung += [f"prompt {prompt_id}" for prompt_id in server.queued() & set(ids)]
 
 
-def _compare(
-    server: Server,
-    plan: Plan,
-    ids: dict[str, Task],
-    prefix: str,
-    restarted: bool,
-    outcome: Outcome,
-) -> None:
-    """What lies in the output folder, and what the history says, against what should."""
-    files = (server.folder / "output").glob(f"{prefix}_*")
-    found = {path.name: _digest(np.asarray(Image.open(path))) for path in files}
+def _compare(plan: Plan, found: Mapping[str, str], outcome: Outcome) -> None:
+    """The pictures in the output folder against those of an undisturbed run."""
     wanted = Counter(digest for task in plan.tasks for digest in task.pictures())
-    outcome.lost = (wanted - Counter(found.values())).total()
-    outcome.duplicated = (Counter(found.values()) - wanted).total()
-    for prompt_id, task in ids.items():
-        entry = server.history(prompt_id)
-        if entry is not None:
-            outcome.wrong += _faults_of(entry, [found.get(name) for name in _names(entry)], task)
-        elif not restarted:
-            outcome.wrong.append(f"prompt {prompt_id} is not in the history")
+    there = Counter(found.values())
+    outcome.lost, outcome.duplicated = (wanted - there).total(), (there - wanted).total()
 
 
-def _faults_of(entry: dict[str, Any], found: list[str | None], task: Task) -> list[str]:
+def _differences(entry: dict[str, Any], found: Mapping[str, str], task: Task) -> list[str]:
+    """What is not as it should be in the history of a prompt."""
     if entry["status"]["status_str"] != "success":
         return [f"a prompt failed: {entry['status']['messages'][-1]}"]
-    if found != task.pictures():
-        return [f"the history of a prompt names other pictures: {_names(entry)}"]
+    names = [image["filename"] for image in entry["outputs"]["3"]["images"]]
+    if [found.get(name) for name in names] != task.pictures():
+        return [f"the history of a prompt names other pictures: {names}"]
     return []
 
 
-def _names(entry: dict[str, Any]) -> list[str]:
-    images = entry["outputs"].get("3", {}).get("images", [])
-    return [image["filename"] for image in images]
+def _files(server: Server) -> set[Path]:
+    """All that was saved, whoever saved it."""
+    return {path for path in (server.folder / "output").rglob("*") if path.suffix == ".png"}
 
 
 def _recover(server: Server, outcome: Outcome) -> None:
@@ -257,8 +255,13 @@ def _noise(seed: int, count: int) -> list[str]:
     """What ``BenchImages`` makes and ``SaveImage`` saves."""
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.rand(count, _SIDE, _SIDE, 3, generator=generator).numpy()
-    return [_digest(np.clip(255.0 * each, 0, 255).astype(np.uint8)) for each in pictures]
+    return [_sum(np.clip(255.0 * each, 0, 255).astype(np.uint8)) for each in pictures]
 
 
-def _digest(pixels: np.ndarray) -> str:
+def _digest(path: Path) -> str:
+    with Image.open(path) as picture:
+        return _sum(np.asarray(picture))
+
+
+def _sum(pixels: np.ndarray) -> str:
     return hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
