@@ -131,7 +131,7 @@ def draw_plan(seed: int, kinds: tuple[str, ...] = KINDS) -> Plan:
             at_s=rng.uniform(0, 1.5),
             seed=seed * 1000 + number * 10,
             count=rng.randint(1, 3),
-            seconds=rng.uniform(0.1, 0.8),
+            seconds=rng.uniform(0.2, 1.2),
             collected=rng.random() < 0.2,
         )
         for number in range(rng.randint(5, 8))

@@ -134,8 +134,6 @@ def draw_faults(rng: random.Random, kinds: tuple[str, ...] = KINDS) -> list[Faul
     faults = []
     for kind in rng.sample(kinds, k=min(rng.choice((1, 2)), len(kinds))):
         worker = weak if kind in ("out of memory", "disk full") else rng.choice(WORKERS)
-        fault = Fault(
-            kind=kind, at_s=rng.uniform(0, 2.5), worker=worker, lasts_s=rng.uniform(0.5, 8)
-        )
+        fault = Fault(kind=kind, at_s=rng.uniform(0, 2), worker=worker, lasts_s=rng.uniform(0.5, 8))
         faults.append(fault)
     return faults

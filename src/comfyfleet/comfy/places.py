@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,18 @@ class Places:
 
         folder_paths.get_save_image_path = watched
 
-    def place(self, file: SavedFile, numbers: dict[str, int], at: Entry | None = None) -> Entry:
+    def place(
+        self,
+        file: SavedFile,
+        numbers: dict[str, int],
+        at: Entry | None = None,
+        note: Callable[[Entry], None] = lambda entry: None,
+    ) -> Entry:
         """Put the file into this ComfyUI's folder of its kind; its new name.
 
         ``at`` is a place that it had before (it is replaced). ``numbers`` remembers the numbers
-        that a worker's own became, so that what a node saves together stays together.
+        that a worker's own became, so that what a node saves together stays together. ``note`` is
+        told of a new place before the file is there: see ``has``.
         """
         assert file.data is not None
         base = Path(folder_paths.get_directory_by_type(file.kind))
@@ -72,29 +79,37 @@ class Places:
             _write(folder / at[2], file.data)
             return at
         if named is None:
+            note(file.key)
             _write(folder / file.name, file.data)
             return file.key
-        name = self._numbered(folder, named, file, numbers)
-        return (file.kind, file.subfolder, name)
+        return self._numbered(folder, named, file, numbers, note)
+
+    def has(self, entry: Entry) -> bool:
+        """Is the file there? One that was noted may be not, if this process was killed then."""
+        return _path(entry).is_file()
 
     def remove(self, entry: Entry) -> None:
         """Take away a file that was placed for an attempt which came to nothing."""
-        kind, subfolder, name = entry
-        path = Path(folder_paths.get_directory_by_type(kind)) / subfolder / name
-        path.unlink(missing_ok=True)
+        _path(entry).unlink(missing_ok=True)
 
     def _numbered(
-        self, folder: Path, named: re.Match[str], file: SavedFile, numbers: dict[str, int]
-    ) -> str:
+        self,
+        folder: Path,
+        named: re.Match[str],
+        file: SavedFile,
+        numbers: dict[str, int],
+        note: Callable[[Entry], None],
+    ) -> Entry:
         key = f"{file.kind}/{file.subfolder}/{named['stem']}{named['number']}"
         assert file.data is not None
         with self._unclaimed(folder, named["stem"]):
             if key not in numbers:
                 numbers[key] = _next_number(folder, named["stem"])
             digits = str(numbers[key]).zfill(len(named["number"]))
-            name = f"{named['stem']}{digits}{named['rest']}"
-            _write(folder / name, file.data)
-        return name
+            entry = (file.kind, file.subfolder, f"{named['stem']}{digits}{named['rest']}")
+            note(entry)
+            _write(folder / entry[2], file.data)
+        return entry
 
     @contextmanager
     def _unclaimed(self, folder: Path, stem: str) -> Iterator[None]:
@@ -108,6 +123,11 @@ class Places:
                     yield
                     return
             pause.wait(_LOOK_S)
+
+
+def _path(entry: Entry) -> Path:
+    kind, subfolder, name = entry
+    return Path(folder_paths.get_directory_by_type(kind)) / subfolder / name
 
 
 def _runs(prompt_id: str, node_id: str) -> bool:

@@ -193,10 +193,15 @@ class Mirror:
         if file.data is None:
             return
         numbers = self._numbers.setdefault(worker_id, {})
-        entry = self._places.place(file, numbers, self.placed.get(key))
+        # Written down first: killed in between, we would not know the file for ours.
+        entry = self._places.place(
+            file,
+            numbers,
+            self.placed.get(key),
+            lambda entry: self._book.place(self.prompt_id, key, entry),
+        )
         self.placed[key] = entry
         self._names.note(worker_id, file.key, entry)
-        self._book.place(self.prompt_id, key, entry)
 
     def _send(self, event: str | int, data: Any) -> None:
         client_id = self.item[3].get("client_id")

@@ -87,7 +87,8 @@ class Sharing:
             return
         unit = _unit(item)
         mirror = Mirror(item, unit, self._queue, self._places, self._names, self._book)
-        mirror.placed.update(self._book.placed(item[1]))
+        placed = self._book.placed(item[1])
+        mirror.placed.update({k: entry for k, entry in placed.items() if self._places.has(entry)})
         self._mirrors[item[1]] = mirror
 
         try:
