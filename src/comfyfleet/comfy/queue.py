@@ -32,8 +32,8 @@ class Desk(Protocol):
     def gone(self, prompt_id: str) -> None:
         """It was deleted before anybody took it."""
 
-    def ended(self, prompt_id: str) -> None:
-        """It is in the history."""
+    def ended(self, prompt_id: str, *, well: bool) -> None:
+        """It is in the history; ``well`` if it has not failed and was not stopped."""
 
     def ready(self) -> None:
         """The master's own thread would take a shared prompt; see ``SharedQueue.offer``."""
@@ -134,7 +134,7 @@ class SharedQueue(execution.PromptQueue):
             prompt_id = self.currently_running[item_id][1]
             super().task_done(item_id, history_result, status, process_item)
             if self._desk is not None:
-                self._desk.ended(prompt_id)
+                self._desk.ended(prompt_id, well=status is not None and status.completed)
 
     def wipe_queue(self) -> None:
         with self.mutex:

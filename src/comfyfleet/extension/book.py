@@ -25,6 +25,7 @@ class Book:
     def __init__(self, journal: Journal | None) -> None:
         self._journal = journal
         self._placed: dict[str, dict[str, Entry]] = {}
+        self._leaving = False
         self.fault = ""
 
     @property
@@ -58,9 +59,14 @@ class Book:
         """It has saved a file."""
         self._write(lambda journal: journal.place(prompt_id, key, "\n".join(entry)))
 
-    def end(self, prompt_id: str) -> None:
-        """It has ended, or was deleted."""
-        self._write(lambda journal: journal.end(prompt_id))
+    def end(self, prompt_id: str, *, well: bool = True) -> None:
+        """It has ended, or was deleted. What fails while ComfyUI ends has not ended."""
+        if well or not self._leaving:
+            self._write(lambda journal: journal.end(prompt_id))
+
+    def leave(self) -> None:
+        """ComfyUI ends, and so prompts will fail that are none the worse for it."""
+        self._leaving = True
 
     def clear(self) -> None:
         """Nothing shall be queued again."""

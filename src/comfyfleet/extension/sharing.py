@@ -107,8 +107,8 @@ class Sharing:
         self._book.end(prompt_id)
         self._drop(prompt_id, "deleted from the queue")
 
-    def ended(self, prompt_id: str) -> None:
-        self._book.end(prompt_id)
+    def ended(self, prompt_id: str, *, well: bool) -> None:
+        self._book.end(prompt_id, well=well)
         mirror, fleet = self._mirrors.pop(prompt_id, None), self._fleet
         if mirror is not None and fleet is not None and not mirror.taken:
             fleet.finish_master(mirror.unit)

@@ -106,8 +106,8 @@ class Switch:
         sharing = Sharing(self._queue, self._places, book)
         sharing.start(fleet, master_computes=computes)
         self._sharing, self._book, self._fault = sharing, book, ""
-        # Before the fleet is closed, which was registered before: what ends then has not ended.
-        atexit.register(book.close)
+        # Called before the fleet is closed, as that was registered before.
+        atexit.register(book.leave)
         self._restore(left, book)
 
     def _stop(self, *, forget: bool = False) -> None:
@@ -115,7 +115,7 @@ class Switch:
             self._sharing.stop()
             if forget:
                 self._book.clear()
-            atexit.unregister(self._book.close)
+            atexit.unregister(self._book.leave)
             self._book.close()
             self._sharing, self._book = None, Book(None)
 
