@@ -127,6 +127,19 @@ class Bed:
         workers = fleets[-1].workers if fleets else ()
         return [info.id for info in workers if psutil.pid_exists(info.pid)]
 
+    def mend(self) -> None:
+        """See that all workers are there again, as their owner would."""
+        base = "/comfyfleet/v1"
+        for worker in self.master.get(f"{base}/status")["workers"]:
+            action = "enable" if worker["id"] in self.living() else "restart"
+            self.master.post(f"{base}/workers/{worker['id']}/{action}", {})
+
+        def idle() -> bool:
+            workers = self.master.get(f"{base}/status")["workers"]
+            return all(worker["state"] == "idle" for worker in workers)
+
+        wait_until(idle, "the workers to be idle", 60)
+
     def log_of(self, worker: str) -> str:
         """A worker's log; ComfyUI's of the master for an empty name."""
         if not worker:

@@ -75,6 +75,10 @@ class Care:
         self._given_up: dict[str, str] = {}
         #: Worker id -> why it was killed, until its death is noticed.
         self._killed: dict[str, str] = {}
+        #: Workers that wait before their next start, and what ends the wait.
+        self._waiting: dict[str, asyncio.Event] = {}
+        #: Workers that the owner restarts: what was before is forgiven.
+        self._asked: set[str] = set()
         loop.spawn(self._tend_logs())
 
     @property
@@ -104,8 +108,11 @@ class Care:
         self._loop.post(self._handle, WorkerHealed(worker_id=worker_id))
 
     def restart(self, worker_id: str) -> None:
-        """End its process and start it anew; what it has in hand is run elsewhere, or again."""
-        self._loop.post(self._kill, worker_id)
+        """End its process and start it anew; what it has in hand is run elsewhere, or again.
+
+        One that waits for its next start, or was given up, is started at once.
+        """
+        self._loop.post(self._restart, worker_id)
 
     def interrupt(self, worker_id: str) -> None:
         """Stop what it has in hand as a failure of this attempt's run: its run is cancelled."""
@@ -187,7 +194,7 @@ class Care:
         while (num := self._losses.get(worker_id, 0)) < len(BACK_OFF_S):
             self._losses[worker_id] = num + 1
             self._handle(WorkerLost(worker_id=worker_id, reason=reason, returns=True))
-            await asyncio.sleep(BACK_OFF_S[num])
+            await self._pause_before(worker_id, BACK_OFF_S[num])
             try:
                 await self._actors.restart(worker_id)
             except WorkerStartError as error:
@@ -196,20 +203,31 @@ class Care:
             self._record()
             self.begin(worker_id)
             self._handle(WorkerJoined(worker_id=worker_id))
+            if worker_id in self._asked:
+                self._asked.discard(worker_id)
+                self._handle(WorkerHealed(worker_id=worker_id))
             return
         self._given_up[worker_id] = reason
         self._handle(WorkerLost(worker_id=worker_id, reason=reason))
 
-    def _kill(self, worker_id: str) -> None:
+    async def _pause_before(self, worker_id: str, seconds: float) -> None:
+        """Wait before a start; not longer than until the owner asks for it."""
+        asked = self._waiting[worker_id] = asyncio.Event()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asked.wait(), seconds)
+        del self._waiting[worker_id]
+
+    def _restart(self, worker_id: str) -> None:
+        self._losses[worker_id] = 0
+        self._asked.add(worker_id)
         info = self._actors.infos.get(worker_id)
         if info is not None:
-            self._losses[worker_id] = 0
             self._killed[worker_id] = "its owner restarted it"
             _end_process(info)
         elif worker_id in self._given_up:
-            reason = self._given_up.pop(worker_id)
-            self._losses[worker_id] = 0
-            self._loop.spawn(self._revive(worker_id, reason))
+            self._loop.spawn(self._revive(worker_id, self._given_up.pop(worker_id)))
+        elif worker_id in self._waiting:
+            self._waiting[worker_id].set()
 
     def _interrupt(self, worker_id: str) -> None:
         from comfyfleet.work import RunCancelled
