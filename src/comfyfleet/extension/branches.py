@@ -48,7 +48,8 @@ def open_branch(node_id: str, link: Link, prompt: Prompt) -> Collection | None:
 
     branch = Collection(request, prompt, planner)
     classes = _classes_elsewhere(branch)
-    if not own or classes & DISPATCHING or any(map(is_output, classes)):
+    known = master().classes_elsewhere()
+    if not own or classes & DISPATCHING or any(map(is_output, classes)) or not classes <= known:
         return None
     return branch
 

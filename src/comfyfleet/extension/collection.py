@@ -8,6 +8,7 @@ yet because it is starting, and later those that dispatch offers.
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from collections import deque
@@ -19,11 +20,13 @@ from typing import Any
 
 from comfyfleet.comfy import shipped
 from comfyfleet.comfy.values import pack
-from comfyfleet.errors import ComfyFleetError
+from comfyfleet.errors import ComfyFleetError, InputError
 from comfyfleet.extension.shipping import Cargo, Plan
 from comfyfleet.fleet import Delivery, Fleet, Run
 from comfyfleet.graph import Link, as_link, stand_in
 from comfyfleet.work import OutputFile, Packed, Result, Unit
+
+logger = logging.getLogger(__name__)
 
 #: How long one wait lasts before the user's cancel button is looked at again.
 _WAIT_S = 0.1
@@ -105,11 +108,25 @@ class Collection:
         assert self._run is not None
         try:
             fleet = ready.result()
-            with self._lock:
-                units, self._left = list(self._left), deque()
+            units = self._units_for(fleet)
             self._run.set_result(fleet.submit(units))
         except BaseException as error:
             self._run.set_exception(error)
+
+    def _units_for(self, fleet: Fleet) -> list[Unit]:
+        """What the fleet shall compute: nothing, if its workers lack nodes of ours."""
+        with self._lock:
+            classes = {node["class_type"] for each in self._left for node in each.prompt.values()}
+            missing = sorted(classes - fleet.node_classes)
+            if not missing:
+                units, self._left = list(self._left), deque()
+                return units
+        lacking = f"no worker has the node class(es) {', '.join(missing)}"
+        if self.request.delegate:
+            raise InputError(f"{lacking}: let the master compute it, or install their pack there.")
+        logger.warning("node %s: %s; the master computes all", self.request.node_id, lacking)
+        self._joined = True  # there is no run to take part in
+        return []
 
     def next_share(self) -> int | None:
         """Wait a moment for a share that this process shall compute; None if there is none now."""
@@ -148,6 +165,8 @@ class Collection:
         """True when all shares are here. Raises what the fleet or the run failed with."""
         if self._all_own:
             return True
+        if self._left:
+            return False
         return self._run is not None and self._run.done() and self._run.result().wait(0)
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 import execution
 import folder_paths
 
-from comfyfleet.comfy import prompts
+from comfyfleet.comfy import inventory, prompts
 from comfyfleet.comfy.places import Places
 from comfyfleet.config import SHARE, is_worker
 from comfyfleet.errors import FleetError, InputError, WorkflowError
@@ -168,6 +168,11 @@ class Master:
                 return
             cargo = Cargo()
         self._begin(collection, cargo, fleet or self._service.fleet_soon)
+
+    def classes_elsewhere(self) -> frozenset[str]:
+        """The node classes of the workers; those of this ComfyUI while the fleet has not begun."""
+        running = self._service.running
+        return running.node_classes if running else frozenset(inventory.node_classes())
 
     def fleet_if_idle(self) -> Future[Fleet] | None:
         """The fleet, perhaps starting; None if all of its workers are busy, or will be."""
