@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import struct
 import uuid
 from collections.abc import Callable, Mapping
@@ -24,6 +25,9 @@ OnMessage = Callable[[Message], None]
 
 #: Events that end a prompt. ComfyUI sends "executing" with node None after the history is written.
 _ENDED_BADLY = ("execution_error", "execution_interrupted")
+
+#: How torch, CUDA and Python say it.
+_OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|MemoryError|Allocation on device", re.I)
 
 
 class PromptFailed(ComfyFleetError):
@@ -166,12 +170,14 @@ def _raise_if(ending: Message | None) -> None:
     event, data = ending
     if event == "execution_interrupted":
         raise RunCancelled(f"prompt {data['prompt_id']} was interrupted")
+    message = f"{data.get('exception_type')}: {data.get('exception_message')}".strip()
     raise PromptFailed(
         Failure(
-            message=f"{data.get('exception_type')}: {data.get('exception_message')}".strip(),
+            message=message,
             traceback="".join(data.get("traceback") or ()),
             node_id=data.get("node_id"),
             class_type=data.get("node_type"),
+            kind="out_of_memory" if _OUT_OF_MEMORY.search(message) else "error",
         )
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -32,8 +31,6 @@ logger = logging.getLogger(__name__)
 _LOOK_S = 0.01
 #: How long followers may take to load the model: the leader goes without those that take longer.
 _READY_S = 600.0
-#: How torch, CUDA and Python say it.
-_OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|MemoryError|Allocation on device", re.I)
 #: How long a follower that was lost may take to say why.
 _LAST_WORD_S = 3.0
 
@@ -125,8 +122,8 @@ class Gang:
     @property
     def exhausted(self) -> list[str]:
         """Workers that stopped because their memory did not suffice."""
-        ended = [loan for loan in self._loans if loan.failure is not None]
-        return [loan.worker.id for loan in ended if _OUT_OF_MEMORY.search(str(loan.failure))]
+        failures = ((loan.worker.id, loan.failure) for loan in self._loans)
+        return [who for who, why in failures if why is not None and why.kind == "out_of_memory"]
 
     def close(self) -> None:
         """Let the followers go, ready or not; returns at once."""
