@@ -354,6 +354,9 @@ def test_bad_requests_say_what_is_allowed(shared: Master) -> None:
     assert "object" in refused(shared, f"{base}/share", [], 400)
     assert "true or false" in refused(shared, f"{base}/share", {"on": 1}, 400)
     assert "give" in refused(shared, f"{base}/share", {}, 400)
+    bad = {"on": True, "stagger_s": -1}
+    assert "0 to 86400" in refused(shared, f"{base}/share", bad, 400)
+    assert "see /comfyfleet/v1/status" in refused(shared, f"{base}/runs/none/cancel", {}, 404)
     assert "cpu-0, cpu-1" in refused(shared, f"{base}/workers/cpu-9/restart", {}, 404)
     assert "enable, disable" in refused(shared, f"{base}/workers/cpu-0/fly", {}, 400)
 
@@ -383,6 +386,15 @@ def test_a_disabled_worker_gets_nothing_until_it_is_enabled(shared: Master, gate
     gates.open("v", "w")
     for prompt_id in ids:
         shared.finish(prompt_id)
+
+
+def test_a_run_can_be_cancelled_by_its_id(shared: Master, gates: Gates) -> None:
+    prompt_id = shared.queue(gates.prompt("cancelled", 80))
+    gates.wait("cancelled")
+    runs = shared.get("/comfyfleet/v1/status")["runs"]
+    (run,) = (run for run in runs if run["prompt_id"] == prompt_id)
+    shared.post(f"/comfyfleet/v1/runs/{run['id']}/cancel", {})
+    assert shared.finish(prompt_id, 10)["status"]["status_str"] == "error"
 
 
 def test_a_restarted_worker_loses_nothing(shared: Master, gates: Gates) -> None:

@@ -126,12 +126,16 @@ def share(
         bool | None,
         typer.Option("--master/--no-master", help="Does the master compute shared prompts too?"),
     ] = None,
+    stagger: Annotated[
+        float | None,
+        typer.Option(min=0, max=86400, help="Seconds between two workers that load a model."),
+    ] = None,
     url: Url = None,
 ) -> None:
     """Let workers take prompts from a ComfyUI's own queue."""
     from comfyfleet.cli.control import share_queue
 
-    share_queue(switch, master_computes=master, url=url)
+    share_queue(switch, master_computes=master, stagger_s=stagger, url=url)
 
 
 @app.command()

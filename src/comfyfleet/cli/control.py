@@ -19,13 +19,17 @@ _DONE = {
 }
 
 
-def share_queue(switch: str, *, master_computes: bool | None, url: str | None) -> None:
+def share_queue(
+    switch: str, *, master_computes: bool | None, stagger_s: float | None, url: str | None
+) -> None:
     """Share the queue of a ComfyUI, or leave it to its master."""
     if switch not in ("on", "off"):
         raise InputError(f"share {switch!r}: give on or off.")
-    body = {"on": switch == "on"}
-    if master_computes is not None:
-        body["master_computes"] = master_computes
+    body = {
+        "on": switch == "on",
+        "master_computes": master_computes,
+        "stagger_s": stagger_s,
+    }
     client = MasterClient(url)
     with console.status("starting workers if need be"):
         state = client.post("/share", body, timeout_s=_START_TIMEOUT_S)

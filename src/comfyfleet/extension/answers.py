@@ -53,6 +53,16 @@ def boolean(body: Mapping[str, Any], name: str) -> bool | None:
     return value
 
 
+def seconds(body: Mapping[str, Any], name: str) -> float | None:
+    """One field, a time up to a day; None if it is not given. Raises InputError."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 86400:
+        raise InputError(f"{name} is {value!r}; give seconds, 0 to 86400.")
+    return float(value)
+
+
 def integer(text: str, name: str, low: int, high: int) -> int:
     """A number in a query. Raises InputError."""
     number = int(text) if text.isdecimal() and len(text) < 10 else low - 1

@@ -10,10 +10,11 @@ import server
 from aiohttp import web
 
 from comfyfleet.errors import InputError
-from comfyfleet.extension.answers import BASE, NotFound, body_of, boolean, told
+from comfyfleet.extension.answers import BASE, NotFound, body_of, boolean, seconds, told
 from comfyfleet.extension.master import master
 from comfyfleet.extension.switch import Switch
 from comfyfleet.fleet import Care
+from comfyfleet.work import Policy
 
 #: What may be done with one worker.
 ACTIONS: Mapping[str, Callable[[Care, str], None]] = {
@@ -32,16 +33,20 @@ def install() -> None:
     routes = server.PromptServer.instance.routes
     routes.get(f"{BASE}/share")(told(_shown))
     routes.post(f"{BASE}/share")(told(_share))
+    routes.post(f"{BASE}/runs/{{run}}/cancel")(told(_cancel))
     routes.post(f"{BASE}/workers/{{worker}}/{{action}}")(told(_act))
 
 
 async def _share(request: web.Request) -> dict[str, Any]:
-    """{"on": true or false, "master_computes": true, false or absent}"""
+    """{"on": true or false}, and if they shall change "master_computes" and "stagger_s"."""
     body = await body_of(request)
     on, computes = boolean(body, "on"), boolean(body, "master_computes")
+    stagger_s = seconds(body, "stagger_s")
     if on is None:
         raise InputError('give {"on": true} or {"on": false}.')
     await asyncio.to_thread(_switch_to, on, computes)
+    if on and stagger_s is not None:
+        master().running_fleet().set_policy(Policy(stagger_s=stagger_s))
     return state_of_sharing()
 
 
@@ -68,6 +73,15 @@ async def _act(request: web.Request) -> dict[str, Any]:
     for name in wanted:
         ACTIONS[action](fleet.care, name)
     return {"workers": wanted, "action": action}
+
+
+async def _cancel(request: web.Request) -> dict[str, Any]:
+    """Stop a run, wherever its units are."""
+    run_id, fleet = request.match_info["run"], master().running_fleet()
+    if not await asyncio.to_thread(fleet.has_run, run_id):
+        raise NotFound(f"no run is called {run_id!r}, or it has ended: see {BASE}/status.")
+    fleet.cancel(run_id, "cancelled by its owner")
+    return {"run": run_id, "action": "cancel"}
 
 
 def _switch_to(on: bool, master_computes: bool | None) -> None:
