@@ -78,7 +78,7 @@ async def _act(request: web.Request) -> dict[str, Any]:
 async def _cancel(request: web.Request) -> dict[str, Any]:
     """Stop a run, wherever its units are."""
     run_id, fleet = request.match_info["run"], master().running_fleet()
-    if not await asyncio.to_thread(fleet.has_run, run_id):
+    if not fleet.has_run(run_id):
         raise NotFound(f"no run is called {run_id!r}, or it has ended: see {BASE}/status.")
     fleet.cancel(run_id, "cancelled by its owner")
     return {"run": run_id, "action": "cancel"}

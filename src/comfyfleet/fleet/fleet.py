@@ -212,7 +212,7 @@ class Fleet:
 
     def has_run(self, run_id: str) -> bool:
         """Is it a run that has not ended?"""
-        return self._loop.wait_for(self._has_run(run_id))
+        return run_id in self._runs
 
     def set_policy(self, policy: Policy) -> None:
         """Go by other numbers from now on."""
@@ -349,9 +349,6 @@ class Fleet:
         self._handle(WorkerPaused(worker_id=MASTER, reason="at work"))
         known = MASTER in self._dispatch.workers
         return not known or self._dispatch.find_unit_on(MASTER) is None
-
-    async def _has_run(self, run_id: str) -> bool:
-        return run_id in self._runs
 
     def _set_policy(self, policy: Policy) -> None:
         self._obey(self._dispatch.set_policy(policy, self._loop.time()))
