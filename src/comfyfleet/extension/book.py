@@ -45,8 +45,9 @@ class Book:
         return self._placed.pop(prompt_id, {})
 
     def put(self, item: Item) -> None:
-        """Queued. Secrets are not written down."""
-        self._write(lambda journal: journal.put(_entry(item)))
+        """Queued. Secrets are not written down; what an earlier master has placed stays known."""
+        placed = {key: "\n".join(entry) for key, entry in self._placed.get(item[1], {}).items()}
+        self._write(lambda journal: journal.put(_entry(item, placed)))
 
     def start(self, prompt_id: str) -> None:
         """Somebody runs it."""
@@ -76,7 +77,7 @@ class Book:
             self.fault = f"the queue is not written down any more: {error}"
 
 
-def _entry(item: Item) -> QueuedPrompt:
+def _entry(item: Item, placed: Mapping[str, str]) -> QueuedPrompt:
     number, prompt_id, prompt, extra_data, outputs, _ = item
     return QueuedPrompt(
         number=number,
@@ -84,6 +85,7 @@ def _entry(item: Item) -> QueuedPrompt:
         prompt=prompt,
         extra_data=extra_data,
         outputs=tuple(outputs),
+        placed=placed,
     )
 
 
