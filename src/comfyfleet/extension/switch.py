@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,8 @@ class Switch:
         known = {item[1] for item in (*running, *queued)}
         left = [item for item in book.unfinished() if item[1] not in known]
         for item in left:
-            instance.number = max(instance.number, int(item[0]) + 1)
+            if math.isfinite(item[0]):  # a client may name any number
+                instance.number = max(instance.number, int(item[0]) + 1)
             self._queue.put(item)
         if left:
             logger.info("%d prompts of an earlier run of ComfyUI are queued again", len(left))
