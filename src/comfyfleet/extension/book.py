@@ -61,6 +61,10 @@ class Book:
         """It has ended, or was deleted."""
         self._write(lambda journal: journal.end(prompt_id))
 
+    def clear(self) -> None:
+        """Nothing is left to do for a master that comes later."""
+        self._write(lambda journal: journal.end_all_but(()))
+
     def close(self) -> None:
         """Let another master have it."""
         if self._journal is not None:

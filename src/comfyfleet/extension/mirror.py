@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import server
@@ -64,7 +64,11 @@ class Mirror:
         places: Places,
         names: Names,
         book: Book,
+        *,
+        stop: Callable[[], None],
+        unshare: Callable[[str], None],
     ) -> None:
+        """``stop`` cancels its run; ``unshare`` is told if its run ended before it began."""
         self.item = item
         self.unit = unit
         #: The worker whose attempt is shown; empty before the first.
@@ -77,6 +81,9 @@ class Mirror:
         self._places = places
         self._names = names
         self._book = book
+        self._stop = stop
+        self._unshare = unshare
+        self._withdrawn = False
         self._item_id: int | None = None
         self._begun = False
         #: Worker id -> what it told and nobody has seen yet.
@@ -97,19 +104,28 @@ class Mirror:
         """True once a worker has it."""
         return self._item_id is not None
 
+    def withdraw(self) -> bool:
+        """Let no worker begin it; False if one has it."""
+        with self._queue.mutex:
+            self._withdrawn = not self.taken
+            return self._withdrawn
+
     # The fleet's side: at once.
 
     def observe(self, event: RunEvent) -> None:
         """Something happened to the unit."""
+        self._put(event)
+
+    def end(self, error: RunError | None) -> None:
+        """The run is over."""
+        if self._thread is not None or not isinstance(error, RunCancelled):
+            self._put(error)
+
+    def _put(self, event: RunEvent | RunError | None) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True)
             self._thread.start()
         self._events.put(event)
-
-    def end(self, error: RunError | None) -> None:
-        """The run is over."""
-        if self._thread is not None:
-            self._events.put(error)
 
     # The thread.
 
@@ -150,11 +166,14 @@ class Mirror:
             return
         self._told[worker_id] = []
         self.front = self.front or worker_id
-        if self._item_id is None:
-            taken = self._queue.take(self.prompt_id)
-            if taken is not None:  # else it was deleted, and the run's end is on its way
-                self._item_id = taken[1]
-                self._book.start(self.prompt_id)
+        with self._queue.mutex:
+            if self._item_id is not None or self._withdrawn:
+                return
+            taken = self._queue.take(self.prompt_id, self._stop)
+            if taken is None:  # it was deleted, and the run's end is on its way
+                return
+            self._item_id = taken[1]
+        self._book.start(self.prompt_id)
 
     def _hand_to_master(self) -> None:
         """From now on it is an ordinary prompt of this ComfyUI."""
@@ -211,6 +230,8 @@ class Mirror:
 
     def _finish(self, error: RunError | None) -> None:
         if self._item_id is None:
+            if isinstance(error, RunError) and not isinstance(error, RunCancelled):
+                self._unshare(self.prompt_id)  # it failed before anybody began it
             return  # the master has it, or it was deleted
         if error is not None:
             logger.warning("prompt %s: %s", self.prompt_id, error)

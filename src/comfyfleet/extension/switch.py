@@ -74,13 +74,10 @@ class Switch:
 
     def interrupt(self, prompt_id: str | None) -> bool:
         """Stop this prompt if it runs on a worker, or all that do; False if this one does not."""
-        sharing = self._sharing
-        if sharing is None:
-            return False
         if prompt_id is None:
-            sharing.interrupt_all()
+            self._queue.interrupt_all_elsewhere()
             return True
-        return sharing.interrupt(prompt_id)
+        return self._queue.interrupt_elsewhere(prompt_id)
 
     def _turn_on_or_log(self) -> None:
         try:
@@ -109,6 +106,7 @@ class Switch:
     def _turn_off(self) -> None:
         if self._sharing is not None:
             self._sharing.stop()
+            self._book.clear()  # what is not shared is not queued again
             self._book.close()
             self._sharing, self._book = None, Book(None)
 
