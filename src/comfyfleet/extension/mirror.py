@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import server
@@ -36,13 +36,28 @@ class Names:
     def __init__(self) -> None:
         #: Worker id -> its name of a file -> ours.
         self._entries: dict[str, dict[Entry, Entry]] = {}
+        #: Worker id -> its name of a file -> which file of that name is here.
+        self._stamps: dict[str, dict[Entry, tuple[int, int]]] = {}
 
-    def note(self, worker_id: str, theirs: Entry, ours: Entry) -> None:
-        self._entries.setdefault(worker_id, {})[theirs] = ours
+    def has(self, worker_id: str, file: SavedFile) -> bool:
+        """Is this very file here already?"""
+        stamp = self._stamps.get(worker_id, {}).get(file.key)
+        return stamp is not None and (file.data is None or stamp == file.stamp)
+
+    def note(self, worker_id: str, file: SavedFile, ours: Entry) -> None:
+        self._entries.setdefault(worker_id, {})[file.key] = ours
+        self._stamps.setdefault(worker_id, {})[file.key] = file.stamp
+
+    def drop(self, ours: Collection[Entry]) -> None:
+        """These files were taken away."""
+        for worker_id, entries in list(self._entries.items()):
+            for theirs in [theirs for theirs, here in list(entries.items()) if here in ours]:
+                self._stamps[worker_id].pop(theirs, None)
 
     def forget(self, worker_id: str) -> None:
         """Its process is another one now, which begins to count anew."""
         self._entries.pop(worker_id, None)
+        self._stamps.pop(worker_id, None)
 
     def translated(self, worker_id: str, ui: Mapping[str, Any]) -> dict[str, Any]:
         """A node's output with our names of files."""
@@ -179,6 +194,7 @@ class Mirror:
         """From now on it is an ordinary prompt of this ComfyUI."""
         for entry in self.placed.values():
             self._places.remove(entry)
+        self._names.drop(set(self.placed.values()))
         self.placed.clear()
         if self._item_id is not None:
             self._queue.give_back(self._item_id)
@@ -207,12 +223,17 @@ class Mirror:
             self._send(event, data)
 
     def _place(self, worker_id: str, key: str, file: SavedFile) -> None:
-        if file.data is None:
+        if self._names.has(worker_id, file):
             return
+        if file.data is None:
+            raise FileNotFoundError(
+                f"worker {worker_id} has no longer the content of {file.name}. Change an input of "
+                "its node, or free the worker's memory, and queue the prompt again."
+            )
         numbers = self._numbers.setdefault(worker_id, {})
         entry = self._places.place(file, numbers, self.placed.get(key))
         self.placed[key] = entry
-        self._names.note(worker_id, file.key, entry)
+        self._names.note(worker_id, file, entry)
         self._book.place(self.prompt_id, key, entry)
 
     def _send(self, event: str | int, data: Any) -> None:
