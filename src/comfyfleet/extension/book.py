@@ -66,15 +66,17 @@ class Book:
         self._write(lambda journal: journal.end_all_but(()))
 
     def close(self) -> None:
-        """Let another master have it."""
-        if self._journal is not None:
-            self._journal.close()
+        """Write down nothing more, and let another master have it. May be called twice."""
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            journal.close()
 
     def _write(self, write: Callable[[Journal], None]) -> None:
-        if self._journal is None:
+        journal = self._journal
+        if journal is None:
             return
         try:
-            write(self._journal)
+            write(journal)
         except ComfyFleetError as error:
             if not self.fault:
                 logger.exception("the queue is not written down any more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import threading
@@ -98,6 +99,8 @@ class Switch:
         except BaseException:
             book.close()
             raise
+        # Before the fleet ends, which is no end of its prompts: they are for the next master.
+        atexit.register(book.close)
         sharing = Sharing(self._queue, self._places, book)
         sharing.start(fleet, master_computes=computes)
         self._sharing, self._book, self._fault = sharing, book, ""
@@ -108,6 +111,7 @@ class Switch:
             self._sharing.stop()
             self._book.clear()  # what is not shared is not queued again
             self._book.close()
+            atexit.unregister(self._book.close)
             self._sharing, self._book = None, Book(None)
 
     def _restore(self, book: Book) -> None:
