@@ -136,7 +136,8 @@ class ComfyClient:
                 if event is not None and on_message is not None:
                     on_message((event, data))
                 continue
-            if data.get("prompt_id") != prompt_id:
+            # Packs send events of their own, with anything in them.
+            if not isinstance(data, Mapping) or data.get("prompt_id") != prompt_id:
                 continue
             if event == "executing" and data.get("node") is None:
                 return _raise_if(ending)

@@ -64,8 +64,9 @@ class Shelf:
             return None
         stamp, known = _stamp(path), self._told.get(str(path))
         self._told[str(path)] = stamp
-        data = None if stamp == known else path.read_bytes()
-        return SavedFile(kind=kind, subfolder=subfolder, name=name, data=data)
+        # Told again with its bytes: whether it has come home, only the master knows.
+        data = None if stamp == known and not stamp[1] else path.read_bytes()
+        return SavedFile(kind=kind, subfolder=subfolder, name=name, data=data, stamp=stamp)
 
 
 class MirrorRunner:

@@ -73,11 +73,13 @@ class Places:
         folder = (base / file.subfolder).resolve()
         if not folder.is_relative_to(base.resolve()) or Path(file.name).name != file.name:
             raise ValueError(f"{file.subfolder}/{file.name} lies outside of {base}.")
+        if at is not None:  # its name may hold another time than this attempt's
+            before = Path(folder_paths.get_directory_by_type(at[0])) / at[1] / at[2]
+            before.parent.mkdir(parents=True, exist_ok=True)
+            _write(before, file.data)
+            return at
         folder.mkdir(parents=True, exist_ok=True)
         named = _NUMBERED.fullmatch(file.name)
-        if at is not None:
-            _write(folder / at[2], file.data)
-            return at
         if named is None:
             note(file.key)
             _write(folder / file.name, file.data)

@@ -41,8 +41,8 @@ class Desk(Protocol):
     def retract(self) -> bool:
         """It would not any more. False if an offer is on its way, which must be taken."""
 
-    def interrupt(self, prompt_id: str) -> bool:
-        """Stop a prompt that runs elsewhere; False if it does not."""
+    def running(self, item: Item) -> None:
+        """It ran before the queue was shared with this desk, here or elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,8 @@ class SharedQueue(execution.PromptQueue):
     def __init__(self, server: Any) -> None:
         super().__init__(server)
         self._desk: Desk | None = None
+        #: Prompt id -> what stops it, of all that run elsewhere: also when nothing is shared now.
+        self._stops: dict[str, Callable[[], None]] = {}
         #: The prompt that the desk gave the master's thread.
         self._offered: str | None = None
 
@@ -68,8 +70,15 @@ class SharedQueue(execution.PromptQueue):
             self._desk = desk
             self._offered = None
             if desk is not None:
+                for item in self.currently_running.values():
+                    desk.running(item)
                 for item in sorted(self.queue):
                     desk.added(item)
+            self.not_empty.notify_all()
+
+    def wake(self) -> None:
+        """Let the master's thread look again at what it may run."""
+        with self.mutex:
             self.not_empty.notify_all()
 
     def offer(self, prompt_id: str) -> None:
@@ -78,20 +87,29 @@ class SharedQueue(execution.PromptQueue):
             self._offered = prompt_id
             self.not_empty.notify_all()
 
-    def take(self, prompt_id: str) -> tuple[Item, int] | None:
-        """Take a prompt out, as running; None if it is not there any more."""
+    def take(
+        self, prompt_id: str, stop: Callable[[], None] | None = None
+    ) -> tuple[Item, int] | None:
+        """Take a prompt out, as running; None if it is not there any more.
+
+        ``stop`` is called to stop it, if it runs elsewhere.
+        """
         with self.mutex:
             found = next((item for item in self.queue if item[1] == prompt_id), None)
             if found is None:
                 return None
             self.queue.remove(found)
             heapq.heapify(self.queue)
+            if stop is not None:
+                self._stops[prompt_id] = stop
             return found, self._begin(found)
 
     def give_back(self, item_id: int) -> None:
         """A prompt that was taken by ``take`` waits again."""
         with self.mutex:
-            heapq.heappush(self.queue, self.currently_running.pop(item_id))
+            item = self.currently_running.pop(item_id)
+            self._stops.pop(item[1], None)
+            heapq.heappush(self.queue, item)
             self.server.queue_updated()
 
     def finish(self, item_id: int, ending: Ending) -> None:
@@ -132,6 +150,7 @@ class SharedQueue(execution.PromptQueue):
     ) -> None:
         with self.mutex:
             prompt_id = self.currently_running[item_id][1]
+            self._stops.pop(prompt_id, None)
             super().task_done(item_id, history_result, status, process_item)
             if self._desk is not None:
                 self._desk.ended(prompt_id, well=status is not None and status.completed)
@@ -151,10 +170,25 @@ class SharedQueue(execution.PromptQueue):
 
     def interrupt_if_running(self, prompt_id: str) -> bool:
         """As newer ComfyUI has it, for prompts that run elsewhere too."""
-        if self._desk is not None and self._desk.interrupt(prompt_id):
+        if self.interrupt_elsewhere(prompt_id):
             return True
         stopped: bool = super().interrupt_if_running(prompt_id)
         return stopped
+
+    def interrupt_elsewhere(self, prompt_id: str) -> bool:
+        """Stop a prompt that runs elsewhere; False if it does not."""
+        with self.mutex:
+            stop = self._stops.get(prompt_id)
+        if stop is not None:
+            stop()
+        return stop is not None
+
+    def interrupt_all_elsewhere(self) -> None:
+        """Stop all that run elsewhere."""
+        with self.mutex:
+            prompt_ids = list(self._stops)
+        for prompt_id in prompt_ids:
+            self.interrupt_elsewhere(prompt_id)
 
     def _tell_gone(self, prompt_ids: list[str]) -> None:
         for prompt_id in prompt_ids if self._desk is not None else ():

@@ -29,6 +29,9 @@ _ATTEMPT = "comfyfleet_attempt"
 #: Progress is told at most this often: a tiny model's sampler steps hundreds of times a second.
 _PROGRESS_INTERVAL_S = 0.1
 
+#: How often a prompt that was interrupted, and still runs, is interrupted again.
+_AGAIN_S = 0.3
+
 
 class Runner:
     """Runs one unit at a time. Made, and used, on ComfyUI's event loop.
@@ -43,6 +46,9 @@ class Runner:
         self._client = ComfyClient(url, self._session)
         self._mirror = MirrorRunner(self._client)
         self._task: asyncio.Task[Any] | None = None
+        #: The task that is being stopped, and what sees to that.
+        self._stopping: asyncio.Task[Any] | None = None
+        self._again: asyncio.Task[None] | None = None
 
     async def run(
         self,
@@ -85,9 +91,20 @@ class Runner:
 
     async def interrupt(self, prompt_id: str) -> None:
         """Stop the prompt. One that had not begun ends without an event, so it is ended here."""
+        task = self._task
         running = await self._client.interrupt(prompt_id)
-        if not running and self._task is not None:
-            self._task.cancel()
+        if task is None or task.done():
+            return
+        if not running:
+            task.cancel()
+        elif task is not self._stopping:
+            self._stopping = task
+            self._again = asyncio.ensure_future(self._interrupt_until_done(task, prompt_id))
+
+    async def _interrupt_until_done(self, task: asyncio.Task[Any], prompt_id: str) -> None:
+        """ComfyUI forgets an interrupt that comes after it took a prompt and before it begins."""
+        while not (await asyncio.wait({task}, timeout=_AGAIN_S))[0]:
+            await self._client.interrupt(prompt_id)
 
     def _with_key(self, prompt: Mapping[str, Any], key: str) -> dict[str, Any]:
         """Name the attempt in output nodes that must run although ComfyUI may have them cached.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from comfyfleet.comfy.places import Entry
@@ -47,9 +46,9 @@ class Book:
         return self._placed.pop(prompt_id, {})
 
     def put(self, item: Item) -> None:
-        """Queued. Secrets are not written down."""
-        placed = {k: "\n".join(v) for k, v in self._placed.get(item[1], {}).items()}
-        self._write(lambda journal: journal.put(replace(_entry(item), placed=placed)))
+        """Queued. Secrets are not written down; what an earlier master has placed stays known."""
+        placed = {key: "\n".join(entry) for key, entry in self._placed.get(item[1], {}).items()}
+        self._write(lambda journal: journal.put(_entry(item, placed)))
 
     def start(self, prompt_id: str) -> None:
         """Somebody runs it."""
@@ -73,23 +72,24 @@ class Book:
         self._write(lambda journal: journal.end_all_but(()))
 
     def close(self) -> None:
-        """Let another master have it; from now on nothing is written down."""
+        """Let another master have it; from now on nothing is written down. May be called twice."""
         journal, self._journal = self._journal, None
         if journal is not None:
             journal.close()
 
     def _write(self, write: Callable[[Journal], None]) -> None:
-        if self._journal is None:
+        journal = self._journal
+        if journal is None:
             return
         try:
-            write(self._journal)
+            write(journal)
         except ComfyFleetError as error:
             if not self.fault:
                 logger.exception("the queue is not written down any more")
             self.fault = f"the queue is not written down any more: {error}"
 
 
-def _entry(item: Item) -> QueuedPrompt:
+def _entry(item: Item, placed: Mapping[str, str]) -> QueuedPrompt:
     number, prompt_id, prompt, extra_data, outputs, _ = item
     return QueuedPrompt(
         number=number,
@@ -97,6 +97,7 @@ def _entry(item: Item) -> QueuedPrompt:
         prompt=prompt,
         extra_data=extra_data,
         outputs=tuple(outputs),
+        placed=placed,
     )
 
 

@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import server
@@ -36,13 +36,28 @@ class Names:
     def __init__(self) -> None:
         #: Worker id -> its name of a file -> ours.
         self._entries: dict[str, dict[Entry, Entry]] = {}
+        #: Worker id -> its name of a file -> which file of that name is here.
+        self._stamps: dict[str, dict[Entry, tuple[int, int]]] = {}
 
-    def note(self, worker_id: str, theirs: Entry, ours: Entry) -> None:
-        self._entries.setdefault(worker_id, {})[theirs] = ours
+    def has(self, worker_id: str, file: SavedFile) -> bool:
+        """Is this very file here already?"""
+        stamp = self._stamps.get(worker_id, {}).get(file.key)
+        return stamp is not None and (file.data is None or stamp == file.stamp)
+
+    def note(self, worker_id: str, file: SavedFile, ours: Entry) -> None:
+        self._entries.setdefault(worker_id, {})[file.key] = ours
+        self._stamps.setdefault(worker_id, {})[file.key] = file.stamp
+
+    def drop(self, ours: Collection[Entry]) -> None:
+        """These files were taken away."""
+        for worker_id, entries in list(self._entries.items()):
+            for theirs in [theirs for theirs, here in list(entries.items()) if here in ours]:
+                self._stamps[worker_id].pop(theirs, None)
 
     def forget(self, worker_id: str) -> None:
         """Its process is another one now, which begins to count anew."""
         self._entries.pop(worker_id, None)
+        self._stamps.pop(worker_id, None)
 
     def translated(self, worker_id: str, ui: Mapping[str, Any]) -> dict[str, Any]:
         """A node's output with our names of files."""
@@ -64,7 +79,11 @@ class Mirror:
         places: Places,
         names: Names,
         book: Book,
+        *,
+        stop: Callable[[], None],
+        unshare: Callable[[str], None],
     ) -> None:
+        """``stop`` cancels its run; ``unshare`` is told if its run ended before it began."""
         self.item = item
         self.unit = unit
         #: The worker whose attempt is shown; empty before the first.
@@ -77,6 +96,9 @@ class Mirror:
         self._places = places
         self._names = names
         self._book = book
+        self._stop = stop
+        self._unshare = unshare
+        self._withdrawn = False
         self._item_id: int | None = None
         self._begun = False
         #: Worker id -> what it told and nobody has seen yet.
@@ -97,19 +119,28 @@ class Mirror:
         """True once a worker has it."""
         return self._item_id is not None
 
+    def withdraw(self) -> bool:
+        """Let no worker begin it; False if one has it."""
+        with self._queue.mutex:
+            self._withdrawn = not self.taken
+            return self._withdrawn
+
     # The fleet's side: at once.
 
     def observe(self, event: RunEvent) -> None:
         """Something happened to the unit."""
+        self._put(event)
+
+    def end(self, error: RunError | None) -> None:
+        """The run is over."""
+        if self._thread is not None or not isinstance(error, RunCancelled):
+            self._put(error)
+
+    def _put(self, event: RunEvent | RunError | None) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True)
             self._thread.start()
         self._events.put(event)
-
-    def end(self, error: RunError | None) -> None:
-        """The run is over."""
-        if self._thread is not None:
-            self._events.put(error)
 
     # The thread.
 
@@ -150,16 +181,20 @@ class Mirror:
             return
         self._told[worker_id] = []
         self.front = self.front or worker_id
-        if self._item_id is None:
-            taken = self._queue.take(self.prompt_id)
-            if taken is not None:  # else it was deleted, and the run's end is on its way
-                self._item_id = taken[1]
-                self._book.start(self.prompt_id)
+        with self._queue.mutex:
+            if self._item_id is not None or self._withdrawn:
+                return
+            taken = self._queue.take(self.prompt_id, self._stop)
+            if taken is None:  # it was deleted, and the run's end is on its way
+                return
+            self._item_id = taken[1]
+        self._book.start(self.prompt_id)
 
     def _hand_to_master(self) -> None:
         """From now on it is an ordinary prompt of this ComfyUI."""
         for entry in self.placed.values():
             self._places.remove(entry)
+        self._names.drop(set(self.placed.values()))
         if self.placed:
             self.placed.clear()
             self._book.put(self.item)
@@ -190,8 +225,13 @@ class Mirror:
             self._send(event, data)
 
     def _place(self, worker_id: str, key: str, file: SavedFile) -> None:
-        if file.data is None:
+        if self._names.has(worker_id, file):
             return
+        if file.data is None:
+            raise FileNotFoundError(
+                f"worker {worker_id} has no longer the content of {file.name}. Change an input of "
+                "its node, or free the worker's memory, and queue the prompt again."
+            )
         numbers = self._numbers.setdefault(worker_id, {})
         # Written down first: killed in between, we would not know the file for ours.
         entry = self._places.place(
@@ -201,7 +241,7 @@ class Mirror:
             lambda entry: self._book.place(self.prompt_id, key, entry),
         )
         self.placed[key] = entry
-        self._names.note(worker_id, file.key, entry)
+        self._names.note(worker_id, file, entry)
 
     def _send(self, event: str | int, data: Any) -> None:
         client_id = self.item[3].get("client_id")
@@ -218,6 +258,8 @@ class Mirror:
 
     def _finish(self, error: RunError | None) -> None:
         if self._item_id is None:
+            if isinstance(error, RunError) and not isinstance(error, RunCancelled):
+                self._unshare(self.prompt_id)  # it failed before anybody began it
             return  # the master has it, or it was deleted
         if error is not None:
             logger.warning("prompt %s: %s", self.prompt_id, error)

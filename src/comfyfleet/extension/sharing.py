@@ -7,6 +7,7 @@ dispatch starts it somewhere, so whatever is done to the queue meanwhile is Comf
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -62,31 +63,34 @@ class Sharing:
     def stop(self) -> None:
         """Give back what no worker has begun; what runs elsewhere goes on to its end."""
         self._queue.share(None)
-        for mirror in self._all():
-            if not mirror.taken:
+        for mirror in list(self._mirrors.values()):
+            if mirror.withdraw():
                 self._drop(mirror.prompt_id, "the queue is not shared any more")
         fleet, self._fleet = self._fleet, None
         if fleet is not None and self._joined:
             fleet.leave_master()
-
-    def interrupt_all(self) -> None:
-        """Stop all prompts that run on workers."""
-        for mirror in self._all():
-            if mirror.taken:
-                self.interrupt(mirror.prompt_id)
 
     # Desk.
 
     def is_shared(self, prompt_id: str) -> bool:
         return prompt_id in self._mirrors
 
+    def running(self, item: Item) -> None:
+        self._book.put(item)
+        self._book.start(item[1])
+
     def added(self, item: Item) -> None:
         self._book.put(item)
         fleet = self._fleet
-        if fleet is None or not _is_free(item[2], fleet.node_classes):
+        if fleet is None or not math.isfinite(item[0]) or item[1] in self._mirrors:
+            return  # what has no place, or no name of its own, stays with the master
+        if not _is_free(item[2], fleet.node_classes):
             return
         unit = _unit(item)
-        mirror = Mirror(item, unit, self._queue, self._places, self._names, self._book)
+        mirror = Mirror(
+            item, unit, self._queue, self._places, self._names, self._book,
+            stop=lambda: fleet.cancel(unit.run_id, "interrupted"), unshare=self._unshare,
+        )  # fmt: skip
         placed = self._book.placed(item[1])
         mirror.placed.update({k: entry for k, entry in placed.items() if self._places.has(entry)})
         self._mirrors[item[1]] = mirror
@@ -105,7 +109,10 @@ class Sharing:
 
     def gone(self, prompt_id: str) -> None:
         self._book.end(prompt_id)
+        mirror = self._mirrors.get(prompt_id)
         self._drop(prompt_id, "deleted from the queue")
+        if mirror is not None and self._fleet is not None:
+            self._fleet.release_master(mirror.unit)  # perhaps it was just offered
 
     def ended(self, prompt_id: str, *, well: bool) -> None:
         self._book.end(prompt_id, well=well)
@@ -131,12 +138,10 @@ class Sharing:
         except FleetError:
             return True
 
-    def interrupt(self, prompt_id: str) -> bool:
-        mirror = self._mirrors.get(prompt_id)
-        if mirror is None or not mirror.taken:
-            return False
-        self._cancel(mirror, "interrupted")
-        return True
+    def _unshare(self, prompt_id: str) -> None:
+        """No worker can run it any more: the master does."""
+        if self._mirrors.pop(prompt_id, None) is not None:
+            self._queue.wake()
 
     def _drop(self, prompt_id: str, reason: str) -> None:
         mirror = self._mirrors.pop(prompt_id, None)
@@ -146,9 +151,6 @@ class Sharing:
     def _cancel(self, mirror: Mirror, reason: str) -> None:
         if self._fleet is not None:
             self._fleet.cancel(mirror.unit.run_id, reason)
-
-    def _all(self) -> list[Mirror]:
-        return list(self._mirrors.values())
 
 
 def _unit(item: Item) -> Unit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,13 +76,10 @@ class Switch:
 
     def interrupt(self, prompt_id: str | None) -> bool:
         """Stop this prompt if it runs on a worker, or all that do; False if this one does not."""
-        sharing = self._sharing
-        if sharing is None:
-            return False
         if prompt_id is None:
-            sharing.interrupt_all()
+            self._queue.interrupt_all_elsewhere()
             return True
-        return sharing.interrupt(prompt_id)
+        return self._queue.interrupt_elsewhere(prompt_id)
 
     def _turn_on_or_log(self) -> None:
         try:
@@ -103,6 +101,7 @@ class Switch:
         except BaseException:
             book.close()
             raise
+        # Before the fleet ends, which is no end of its prompts: they are for the next master.
         sharing = Sharing(self._queue, self._places, book)
         sharing.start(fleet, master_computes=computes)
         self._sharing, self._book, self._fault = sharing, book, ""
@@ -129,7 +128,8 @@ class Switch:
             book.end(prompt_id)
         again = [item for item in left if item[1] not in here | ended]
         for item in again:
-            instance.number = max(instance.number, int(item[0]) + 1)
+            if math.isfinite(item[0]):  # a client may name any number
+                instance.number = max(instance.number, int(item[0]) + 1)
             self._queue.put(item)
         if again:
             logger.info("%d prompts of an earlier run of ComfyUI are queued again", len(again))

@@ -135,6 +135,9 @@ class Actors:
             await self._call(worker_id, "interrupt", "control", unit_id)
         except _GONE:
             return  # what is dead runs nothing; ``lost`` tells of it
+        except ray.exceptions.RayError:
+            # Its ComfyUI did not answer in time. Dispatch calls it stuck if it goes on so.
+            logger.warning("worker %s was not interrupted", worker_id, exc_info=True)
 
     async def free(self, request: dict[str, Any], only: str | None = None) -> None:
         """Pass a request for ComfyUI's /free on to all workers, or to one."""

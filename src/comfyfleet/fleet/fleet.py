@@ -247,6 +247,11 @@ class Fleet:
         """The master's own ComfyUI has ended a prompt, in whatever way: it is nobody else's."""
         self._loop.post(self._hand_in, MASTER, unit, Result(values=None))
 
+    def release_master(self, unit: Unit) -> None:
+        """The master will not run a unit that it may have been given; nothing happens if not."""
+        gone = Failure(message="deleted before it began")
+        self.post(UnitFailed(worker_id=MASTER, unit_id=unit.id, failure=gone))
+
     # What a Run asks; from any thread.
 
     def cancel(self, run_id: str, reason: str) -> None:

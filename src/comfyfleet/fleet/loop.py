@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -43,15 +44,21 @@ class Loop:
     # From any thread.
 
     def post(self, work: Callable[..., object], *args: Any) -> None:
-        """Call ``work`` on the loop; returns at once."""
-        self._loop.call_soon_threadsafe(work, *args)
+        """Call ``work`` on the loop; returns at once. Nothing happens once the loop is over."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(work, *args)
 
     def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop and wait for its result. Raises FleetError if it is over."""
         if not self.alive:
             work.close()
             raise FleetError("the fleet is not running; start it first.")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        try:
+            answer = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            work.close()
+            raise FleetError("the fleet has ended.") from None
+        return answer.result()
 
     # On the loop.
 

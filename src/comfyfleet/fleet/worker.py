@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 import uuid
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ class Worker:
         self._current: tuple[str, str] | None = None
         #: True if the current unit was interrupted, perhaps while its values were on their way.
         self._withdrawn = False
+        #: Units that were interrupted while they were not here: a word that overtook its unit.
+        self._unwanted: deque[str] = deque(maxlen=100)
         self._fault = ""
         try:
             _open_log(spec)
@@ -97,6 +100,10 @@ class Worker:
         prompt_id = unit.mirrored.prompt_id if unit.mirrored else str(uuid.uuid4())
         self._withdrawn = False
         self._current = (unit.id, prompt_id)
+        if unit.id in self._unwanted:
+            self._current = None
+            yield Failure(message="interrupted before it began")
+            return
         if free_first:
             self.free({"unload_models": True, "free_memory": True})
         values = _fetch(stored)
@@ -134,6 +141,7 @@ class Worker:
 
     def interrupt(self, unit_id: str) -> None:
         """Stop this unit if it is the one that runs; ``run`` then ends with a Failure."""
+        self._unwanted.append(unit_id)
         current = self._current
         if current is not None and current[0] == unit_id:
             self._withdrawn = True

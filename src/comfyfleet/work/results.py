@@ -58,13 +58,15 @@ class Progress:
 class SavedFile:
     """A file in a worker's own folder: ``kind`` is output or temp, as ComfyUI calls them.
 
-    ``data`` is None if the worker has told this very file before.
+    ``stamp`` tells one file from a later one of the same name; ``data`` is None if the worker has
+    told the file long ago and keeps only its name.
     """
 
     kind: str
     subfolder: str
     name: str
     data: bytes | None = field(repr=False)
+    stamp: tuple[int, int] = (0, 0)
 
     @property
     def key(self) -> tuple[str, str, str]:
