@@ -329,6 +329,11 @@ def test_a_fault_of_one_worker_costs_nothing(shared: Master) -> None:
         shared.run(fault("cpu-0", color=color))
 
 
+def test_a_node_that_ends_the_program_costs_a_worker_and_no_picture(shared: Master) -> None:
+    for color in range(110, 113):
+        shared.run(fault("cpu-0", "exit", color=color))
+
+
 @pytest.mark.parametrize("on", ["cpu-0", "cpu-1"])
 def test_out_of_memory_on_one_worker_runs_on_the_other(shared: Master, on: str) -> None:
     shared.run(fault(on, "memory", color=int(on[-1]) + 200))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import os
 import socket
 import sys
@@ -78,6 +79,7 @@ def boot(comfyui: Path, flags: Sequence[str], *, pack: Path, folder: Path) -> Ru
             target=_serve, args=(loop, start_all), daemon=True, name="comfyui"
         )
         thread.start()
+        _end_with(main.prompt_worker)
         _wait_until_listening(port.number, thread)
     _kept_streams.extend([sys.stdout, sys.stderr])
     version = importlib.import_module("comfyui_version").__version__
@@ -146,6 +148,22 @@ async def _load_own_nodes(pack: Path) -> None:
 def _serve(loop: asyncio.AbstractEventLoop, start_all: Any) -> None:
     asyncio.set_event_loop(loop)
     loop.run_until_complete(start_all())
+
+
+def _end_with(prompt_worker: Any) -> None:
+    """End this process when ComfyUI's prompt thread does: without it, prompts would wait for ever.
+
+    A node that calls sys.exit ends that thread, and so does a prompt that ComfyUI takes badly.
+    """
+    running = [t for t in threading.enumerate() if getattr(t, "_target", None) is prompt_worker]
+
+    def watch(thread: threading.Thread) -> None:
+        thread.join()
+        logging.error("ComfyUI's prompt thread has ended, and this process with it")
+        os._exit(1)
+
+    for thread in running:
+        threading.Thread(target=watch, args=(thread,), daemon=True).start()
 
 
 def _wait_until_listening(port: int, thread: threading.Thread) -> None:

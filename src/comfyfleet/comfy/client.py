@@ -25,6 +25,8 @@ OnMessage = Callable[[Message], None]
 
 #: Events that end a prompt. ComfyUI sends "executing" with node None after the history is written.
 _ENDED_BADLY = ("execution_error", "execution_interrupted")
+#: Events that ComfyUI sends to its clients whether they have a prompt or not.
+_ABOUT_THE_SERVER = ("status", "feature_flags", "logs")
 
 #: How torch, CUDA and Python say it.
 _OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|MemoryError|Allocation on device", re.I)
@@ -136,8 +138,12 @@ class ComfyClient:
                 if event is not None and on_message is not None:
                     on_message((event, data))
                 continue
-            # Packs send events of their own, with anything in them.
-            if not isinstance(data, Mapping) or data.get("prompt_id") != prompt_id:
+            # Packs send events of their own, with anything in them: as this client has no other
+            # prompt, they are about this one.
+            named = data.get("prompt_id") if isinstance(data, Mapping) else None
+            if named is None and on_message is not None and event not in _ABOUT_THE_SERVER:
+                on_message((event, data))
+            if named != prompt_id:
                 continue
             if event == "executing" and data.get("node") is None:
                 return _raise_if(ending)

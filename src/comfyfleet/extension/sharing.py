@@ -38,11 +38,11 @@ _OWN_FILES = ("[output]", "[temp]")
 class Sharing:
     """Decides which prompts are shared, and has the mirrors of those. Implements ``Desk``."""
 
-    def __init__(self, queue: SharedQueue, places: Places, book: Book) -> None:
+    def __init__(self, queue: SharedQueue, places: Places, names: Names, book: Book) -> None:
         self._queue = queue
         self._places = places
         self._book = book
-        self._names = Names()
+        self._names = names
         self._fleet: Fleet | None = None
         self._mirrors: dict[str, Mirror] = {}
         #: Does the master compute too, and is its thread known to dispatch?

@@ -18,6 +18,7 @@ from comfyfleet.comfy.queue import Item, SharedQueue
 from comfyfleet.config import JOURNAL, MASTER_COMPUTES
 from comfyfleet.errors import ComfyFleetError, InputError
 from comfyfleet.extension.book import Book
+from comfyfleet.extension.mirror import Names
 from comfyfleet.extension.sharing import Sharing
 from comfyfleet.fleet import Service
 from comfyfleet.fleet.journal import Journal
@@ -31,6 +32,8 @@ class Switch:
     def __init__(self, queue: SharedQueue, places: Places, service: Service) -> None:
         self._queue = queue
         self._places = places
+        #: Workers outlive a switch, and so does what their files are called here.
+        self._names = Names()
         self._service = service
         self._lock = threading.Lock()
         self._sharing: Sharing | None = None
@@ -55,7 +58,7 @@ class Switch:
     def turn_on(self, *, master_computes: bool | None = None) -> None:
         """Share the queue; starts the fleet if need be, which takes seconds.
 
-        Raises ComfyFleetError, and then the queue is as it was.
+        Raises ComfyFleetError, and then the queue is not shared.
         """
         with self._lock:
             self._stop()
@@ -101,8 +104,7 @@ class Switch:
         except BaseException:
             book.close()
             raise
-        # Before the fleet ends, which is no end of its prompts: they are for the next master.
-        sharing = Sharing(self._queue, self._places, book)
+        sharing = Sharing(self._queue, self._places, self._names, book)
         sharing.start(fleet, master_computes=computes)
         self._sharing, self._book, self._fault = sharing, book, ""
         # Called before the fleet is closed, as that was registered before.

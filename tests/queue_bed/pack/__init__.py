@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ class Fault:
         return {"required": {"image": ("IMAGE",), "on": text, "kind": text}}
 
     def fail(self, image: torch.Tensor, on: str, kind: str) -> tuple[torch.Tensor]:
+        if kind == "exit" and WORKER in on.split(","):
+            sys.exit("a node ends the program")
         if on == "all" or WORKER in on.split(","):
             raise torch.OutOfMemoryError("no memory") if kind == "memory" else ValueError("broken")
         return (image,)
