@@ -49,7 +49,10 @@ def is_shared(master: Master) -> bool:
     return "on" in master.get("/comfyfleet/v1/share") and master.get("/comfyfleet/v1/share")["on"]
 
 
-def test_a_killed_masters_queue_goes_on_where_it_was(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGINT], ids=lambda each: each.name)
+def test_a_masters_queue_goes_on_where_it_was(
+    start: Start, tmp_path: Path, ended_by: signal.Signals
+) -> None:
     master, gates = start(), Gates(tmp_path / "gates")
     wait_until(lambda: is_shared(master), "the queue to be shared", 120)
     ids = []
@@ -64,8 +67,8 @@ def test_a_killed_masters_queue_goes_on_where_it_was(start: Start, tmp_path: Pat
     gates.wait("g1")
     output = master.base / "output"
     wait_until(lambda: colors(output, "before") == [1], "the first file")
-    master.process.send_signal(signal.SIGKILL)
-    master.process.wait()
+    master.process.send_signal(ended_by)
+    master.process.wait(30)
     wait_until(lambda: not marked_processes(), "the workers to end", 30)
     (tmp_path / "gates" / "g1.reached").unlink()
 
