@@ -16,7 +16,7 @@ import folder_paths
 
 from comfyfleet.comfy import inventory, prompts
 from comfyfleet.comfy.places import Places
-from comfyfleet.config import SHARE, is_worker
+from comfyfleet.config import is_worker
 from comfyfleet.errors import FleetError, InputError, WorkflowError
 from comfyfleet.extension.collection import Collection, Request
 from comfyfleet.extension.shipping import (
@@ -95,9 +95,7 @@ class Master:
         """Take over ComfyUI's queue, so that it can be shared; once, before it is used."""
         self.places.watch_own_nodes()
         self.switch = Switch(shared_queue(), self.places, self._service)
-        if SHARE.read() != "0":
-            SHARE.read_switch()
-            self.switch.turn_on_soon()
+        self.switch.turn_on_if_set()
 
     def running_fleet(self) -> Fleet:
         """The fleet that runs. Raises FleetError if none does."""

@@ -15,7 +15,7 @@ import server
 
 from comfyfleet.comfy.places import Places
 from comfyfleet.comfy.queue import Item, SharedQueue
-from comfyfleet.config import JOURNAL, MASTER_COMPUTES
+from comfyfleet.config import JOURNAL, MASTER_COMPUTES, SHARE
 from comfyfleet.errors import ComfyFleetError, InputError
 from comfyfleet.extension.book import Book
 from comfyfleet.extension.mirror import Names
@@ -68,9 +68,14 @@ class Switch:
                 self._fault = str(error)
                 raise
 
-    def turn_on_soon(self) -> None:
-        """``turn_on`` in a thread; what goes wrong is logged, and told by ``note``."""
-        threading.Thread(target=self._turn_on_or_log, daemon=True).start()
+    def turn_on_if_set(self) -> None:
+        """``turn_on`` in a thread if the setting says so; what goes wrong is logged, and noted."""
+        try:
+            if SHARE.read_switch():
+                threading.Thread(target=self._turn_on_or_log, daemon=True).start()
+        except InputError as error:
+            self._fault = str(error)
+            logger.error("the queue is not shared: %s", error)
 
     def turn_off(self) -> None:
         """Leave the queue to the master; what workers have in hand is finished."""
