@@ -1,7 +1,7 @@
 """Faults at random moments: every picture is there in the end, right, and once.
 
-The seeds are always the same here; ``comfyfleet bench chaos`` makes fifty runs with others, and with
-``--runs 1 --seed SEED`` one of them again.
+The seeds are always the same here. ``comfyfleet bench chaos`` makes fifty runs with others; with
+``--runs 1 --seed SEED`` it makes one of them again.
 """
 
 from __future__ import annotations
