@@ -133,10 +133,7 @@ class SharedQueue(execution.PromptQueue):
 
     def get(self, timeout: float | None = None) -> tuple[Item, int] | None:
         desk = self._desk
-        if desk is None:
-            found: tuple[Item, int] | None = super().get(timeout)
-        else:
-            found = self._get_from(desk, timeout)
+        found = self._get_unshared(timeout) if desk is None else self._get_from(desk, timeout)
         if found is not None and self._desk is not None:
             self._desk.taken(*found)
         return found
@@ -194,6 +191,18 @@ class SharedQueue(execution.PromptQueue):
         for prompt_id in prompt_ids if self._desk is not None else ():
             assert self._desk is not None
             self._desk.gone(prompt_id)
+
+    def _get_unshared(self, timeout: float | None) -> tuple[Item, int] | None:
+        """As ComfyUI's own, which would take what comes while it waits though it is shared then."""
+        with self.mutex:
+            while not self.queue and self._desk is None:
+                self.not_empty.wait(timeout)
+                if timeout is not None:
+                    break
+            if not self.queue or self._desk is not None:
+                return None
+            item = heapq.heappop(self.queue)
+            return item, self._begin(item)
 
     def _get_from(self, desk: Desk, timeout: float | None) -> tuple[Item, int] | None:
         """What only the master may run, else what the desk offers; None if there is nothing now."""

@@ -48,6 +48,7 @@ class Sharing:
         #: Does the master compute too, and is its thread known to dispatch?
         self.master_computes = True
         self._joined = False
+        self._leaving = False
 
     @property
     def on(self) -> bool:
@@ -138,9 +139,14 @@ class Sharing:
         except FleetError:
             return True
 
+    def leave(self) -> None:
+        """ComfyUI ends: what its fleet can run no more is for the next one."""
+        self._leaving = True
+        self._book.leave()
+
     def _unshare(self, prompt_id: str) -> None:
-        """No worker can run it any more: the master does."""
-        if self._mirrors.pop(prompt_id, None) is not None:
+        """No worker can run it any more: the master does, unless it is about to end."""
+        if not self._leaving and self._mirrors.pop(prompt_id, None) is not None:
             self._queue.wake()
 
     def _drop(self, prompt_id: str, reason: str) -> None:

@@ -113,7 +113,7 @@ class Switch:
         sharing.start(fleet, master_computes=computes)
         self._sharing, self._book, self._fault = sharing, book, ""
         # Called before the fleet is closed, as that was registered before.
-        atexit.register(book.leave)
+        atexit.register(sharing.leave)
         self._restore(left, book)
 
     def _stop(self, *, forget: bool = False) -> None:
@@ -121,7 +121,7 @@ class Switch:
             self._sharing.stop()
             if forget:
                 self._book.clear()
-            atexit.unregister(self._book.leave)
+            atexit.unregister(self._sharing.leave)
             self._book.close()
             self._sharing, self._book = None, Book(None)
 
