@@ -74,7 +74,7 @@ class Places:
         if not folder.is_relative_to(base.resolve()) or Path(file.name).name != file.name:
             raise ValueError(f"{file.subfolder}/{file.name} lies outside of {base}.")
         if at is not None:  # its name may hold another time than this attempt's
-            before = Path(folder_paths.get_directory_by_type(at[0])) / at[1] / at[2]
+            before = _path(at)
             before.parent.mkdir(parents=True, exist_ok=True)
             _write(before, file.data)
             return at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import nodes
 import server
 
 from comfyfleet.config import BRANCHES, is_worker
+from comfyfleet.errors import InputError
 from comfyfleet.extension.collection import Collection, Request
 from comfyfleet.extension.master import master
 from comfyfleet.extension.shipping import (
@@ -28,6 +30,8 @@ from comfyfleet.graph import (
     find_problems,
     with_branches,
 )
+
+logger = logging.getLogger(__name__)
 
 Prompt = Mapping[str, Mapping[str, Any]]
 
@@ -83,7 +87,12 @@ def is_sampler(class_type: str) -> bool:
 
 def install() -> None:
     """Find branches in what is queued from now on, if the owner wants it."""
-    if BRANCHES.read() == "1" and not is_worker():
+    try:
+        wanted = BRANCHES.read_switch() and not is_worker()
+    except InputError as error:
+        logger.error("branches are not looked for: %s", error)
+        return
+    if wanted:
         server.PromptServer.instance.add_on_prompt_handler(mark_branches)
 
 

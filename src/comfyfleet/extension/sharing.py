@@ -19,18 +19,11 @@ from comfyfleet.errors import FleetError
 from comfyfleet.extension.book import Book
 from comfyfleet.extension.mirror import Mirror, Names
 from comfyfleet.fleet import QUEUE, Fleet, new_run_id
-from comfyfleet.graph import model_key
+from comfyfleet.graph import DISPATCHING, model_key
 from comfyfleet.work import Mirrored, Unit
 
 logger = logging.getLogger(__name__)
 
-#: Nodes that use the whole fleet by themselves: their prompts stay with the master.
-_FLEET_CLASSES = frozenset(
-    {
-        "FleetCollector", "FleetParallelModel", "FleetBranch", "FleetSplit",
-        "DistributedCollector",
-    }
-)  # fmt: skip
 #: ComfyUI's marks on names of files that only the master has.
 _OWN_FILES = ("[output]", "[temp]")
 
@@ -49,10 +42,6 @@ class Sharing:
         self.master_computes = True
         self._joined = False
         self._leaving = False
-
-    @property
-    def on(self) -> bool:
-        return self._fleet is not None
 
     def start(self, fleet: Fleet, *, master_computes: bool) -> None:
         """Share from now on what is, and what will be, in the queue."""
@@ -178,11 +167,14 @@ def _unit(item: Item) -> Unit:
 
 
 def _is_free(prompt: Mapping[str, Any], known: frozenset[str]) -> bool:
-    """May a worker run it? It needs the nodes, and files that it can see."""
+    """May a worker run it? It needs the nodes, and files that it can see.
+
+    Nodes that use the whole fleet by themselves stay with the master.
+    """
     classes = {node["class_type"] for node in prompt.values()}
     return (
         classes <= known
-        and not classes & _FLEET_CLASSES
+        and not classes & DISPATCHING
         and not any(text.endswith(_OWN_FILES) for text in _texts(prompt))
     )
 

@@ -22,6 +22,7 @@ from comfyfleet.fleet.loop import Loop
 from comfyfleet.work import (
     Dispatch,
     Event,
+    RunCancelled,
     WorkerHealed,
     WorkerInfo,
     WorkerJoined,
@@ -90,11 +91,6 @@ class Care:
     def hopeful(self) -> bool:
         """True while a worker is there or will be."""
         return len(self._given_up) < len(self._actors.ids)
-
-    @property
-    def given_up(self) -> dict[str, str]:
-        """Workers that will not come back by themselves, and why."""
-        return dict(self._given_up)
 
     # What the owner asks.
 
@@ -168,7 +164,7 @@ class Care:
             why = await self._silence_of(worker) if self._has_work(worker.id) else ""
             if why:
                 self._killed[worker.id] = why
-                _end_process(worker)
+                end_process(worker)
                 return
 
     def _has_work(self, worker_id: str) -> bool:
@@ -223,15 +219,13 @@ class Care:
         info = self._actors.infos.get(worker_id)
         if info is not None:
             self._killed[worker_id] = "its owner restarted it"
-            _end_process(info)
+            end_process(info)
         elif worker_id in self._given_up:
             self._loop.spawn(self._revive(worker_id, self._given_up.pop(worker_id)))
         elif worker_id in self._waiting:
             self._waiting[worker_id].set()
 
     def _interrupt(self, worker_id: str) -> None:
-        from comfyfleet.work import RunCancelled
-
         if worker_id in self._dispatch.workers:
             unit = self._dispatch.find_unit_on(worker_id)
             if unit is not None:
@@ -239,7 +233,8 @@ class Care:
                 self._handle(RunCancelled(run_id=unit.run_id, reason=reason))
 
 
-def _end_process(worker: WorkerInfo) -> None:
+def end_process(worker: WorkerInfo) -> None:
+    """Kill a worker; nothing happens if it has ended already."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(worker.pid, signal.SIGKILL)
 

@@ -225,7 +225,7 @@ class Fleet:
     # The master as a worker for its own queue; from any thread.
 
     def join_master(self) -> None:
-        """The master may take prompts of its queue, whenever it is ready: see ``master_ready``."""
+        """The master may take prompts of its queue, each time after ``master_is_ready``."""
         self.post(WorkerJoined(worker_id=MASTER, lane=QUEUE, trusted=True))
 
     def leave_master(self) -> None:

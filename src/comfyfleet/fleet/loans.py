@@ -6,14 +6,12 @@ Everything here happens on the fleet's loop, but for what is said otherwise.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from comfyfleet.fleet.care import end_process
 from comfyfleet.work import (
     Dispatch,
     Event,
@@ -114,8 +112,7 @@ class Lending:
             except asyncio.TimeoutError:
                 if loan.relied_on:
                     loan.silent = True
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(loan.worker.pid, signal.SIGKILL)
+                    end_process(loan.worker)
                     return
 
 
