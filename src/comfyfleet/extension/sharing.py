@@ -58,7 +58,7 @@ class Sharing:
                 self._drop(mirror.prompt_id, "the queue is not shared any more")
         fleet, self._fleet = self._fleet, None
         if fleet is not None and self._joined:
-            fleet.leave_master()
+            fleet.seat.leave()
 
     # Desk.
 
@@ -102,13 +102,13 @@ class Sharing:
         mirror = self._mirrors.get(prompt_id)
         self._drop(prompt_id, "deleted from the queue")
         if mirror is not None and self._fleet is not None:
-            self._fleet.release_master(mirror.unit)  # perhaps it was just offered
+            self._fleet.seat.release(mirror.unit)  # perhaps it was just offered
 
     def ended(self, prompt_id: str, *, well: bool) -> None:
         self._book.end(prompt_id, well=well)
         mirror, fleet = self._mirrors.pop(prompt_id, None), self._fleet
         if mirror is not None and fleet is not None and not mirror.taken:
-            fleet.finish_master(mirror.unit)
+            fleet.seat.finish(mirror.unit)
 
     def ready(self) -> None:
         fleet = self._fleet
@@ -116,15 +116,15 @@ class Sharing:
             return
         if not self._joined:
             self._joined = True
-            fleet.join_master()
-        fleet.master_is_ready()
+            fleet.seat.join()
+        fleet.seat.is_ready()
 
     def retract(self) -> bool:
         fleet = self._fleet
         if fleet is None or not self._joined:
             return True
         try:
-            return fleet.retract_master()
+            return fleet.seat.retract()
         except FleetError:
             return True
 

@@ -1,8 +1,9 @@
 """The running fleet: the only place that knows Ray."""
 
 from comfyfleet.fleet.care import Care
-from comfyfleet.fleet.fleet import MASTER, QUEUE, Fleet, new_run_id
+from comfyfleet.fleet.fleet import Fleet, new_run_id
 from comfyfleet.fleet.run import Delivery, Run, RunEvent
+from comfyfleet.fleet.seat import MASTER, QUEUE
 from comfyfleet.fleet.service import Service
 from comfyfleet.fleet.spec import Host
 

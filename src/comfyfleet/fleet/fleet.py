@@ -25,6 +25,7 @@ from comfyfleet.fleet.loop import Loop
 from comfyfleet.fleet.redact import without_secrets
 from comfyfleet.fleet.registry import write_record
 from comfyfleet.fleet.run import Delivery, Observer, OnEnd, Run, RunEvent
+from comfyfleet.fleet.seat import MASTER, Seat
 from comfyfleet.fleet.session import Session
 from comfyfleet.fleet.spec import Host, WorkerSpec, worker_ids, worker_specs
 from comfyfleet.planner import Device
@@ -56,8 +57,6 @@ from comfyfleet.work import (
     WorkerInfo,
     WorkerJoined,
     WorkerLost,
-    WorkerPaused,
-    WorkerResumed,
 )
 from comfyfleet.work import RunCancelled as RunCancelledEvent
 
@@ -66,11 +65,6 @@ if TYPE_CHECKING:
 
 #: How long ``close`` lets Ray shut down by itself before everything is killed.
 _CLOSE_GRACE_S = 1.3
-
-#: Whole prompts of the master's queue, which the master may take too.
-QUEUE = "queue"
-#: The worker id of the master's own process.
-MASTER = "master"
 
 
 class Fleet:
@@ -94,6 +88,8 @@ class Fleet:
         self._ready: Future[None] = Future()
         self._stop = asyncio.Event()
         self._loop = Loop(self._serve, self._on_fault)
+        #: For the master itself, if it shares its queue.
+        self.seat = Seat(self._dispatch, self._loop, self._handle, self._hand_in)
         #: What happened and what is: see ``fleet.ledger``.
         names = zip(worker_ids(self._devices), self._devices, strict=True)
         self.ledger = Ledger(self._dispatch, {name: device.id for name, device in names})
@@ -222,36 +218,6 @@ class Fleet:
         """Tell dispatch of something."""
         self._loop.post(self._handle, event)
 
-    # The master as a worker for its own queue; from any thread.
-
-    def join_master(self) -> None:
-        """The master may take prompts of its queue, each time after ``master_is_ready``."""
-        self.post(WorkerJoined(worker_id=MASTER, lane=QUEUE, trusted=True))
-
-    def leave_master(self) -> None:
-        """The master takes no more."""
-        self.post(WorkerLost(worker_id=MASTER, reason="it shares its queue no more"))
-
-    def master_is_ready(self) -> None:
-        """The master could take a prompt now; returns at once."""
-        self.post(WorkerResumed(worker_id=MASTER))
-
-    def retract_master(self) -> bool:
-        """The master can take no prompt any more; False if it was given one before it said so.
-
-        Raises FleetError if the fleet has ended.
-        """
-        return self._loop.wait_for(self._retract_master())
-
-    def finish_master(self, unit: Unit) -> None:
-        """The master's own ComfyUI has ended a prompt, in whatever way: it is nobody else's."""
-        self._loop.post(self._hand_in, MASTER, unit, Result(values=None))
-
-    def release_master(self, unit: Unit) -> None:
-        """The master will not run a unit that it may have been given; nothing happens if not."""
-        gone = Failure(message="deleted before it began")
-        self.post(UnitFailed(worker_id=MASTER, unit_id=unit.id, failure=gone))
-
     # What a Run asks; from any thread.
 
     def cancel(self, run_id: str, reason: str) -> None:
@@ -349,11 +315,6 @@ class Fleet:
         event = RunSubmitted(run_id=run.id, units=tuple(units), lane=lane, priority=priority)
         self.ledger.begin(event)
         self._handle(event)
-
-    async def _retract_master(self) -> bool:
-        self._handle(WorkerPaused(worker_id=MASTER, reason="at work"))
-        known = MASTER in self._dispatch.workers
-        return not known or self._dispatch.find_unit_on(MASTER) is None
 
     def _set_policy(self, policy: Policy) -> None:
         self._obey(self._dispatch.set_policy(policy, self._loop.time()))
