@@ -85,12 +85,14 @@ class Master:
         packs: Mapping[str, Path] | None = None,
         flags: Sequence[str] = (),
         settings: Mapping[str, str] | None = None,
+        plain: bool = False,
     ) -> None:
-        """In a folder where one was before, it finds what that has left."""
+        """In a folder where one was before, it finds what that has left. ``plain``: no pack."""
         self.base = base
         nodes = base / "custom_nodes"
         nodes.mkdir(parents=True, exist_ok=True)
-        for name, path in {"comfyfleet": ROOT, **(packs or {})}.items():
+        own = {} if plain else {"comfyfleet": ROOT}
+        for name, path in {**own, **(packs or {})}.items():
             if not (nodes / name).is_symlink():
                 (nodes / name).symlink_to(path)
         self.log = base / "master.log"

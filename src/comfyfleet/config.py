@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from comfyfleet.errors import InputError
@@ -82,6 +82,19 @@ BRANCHES = Setting(
     "as if each had a Fleet Branch.",
 )
 SETTINGS = (COMFYUI_PATH, WORKERS, SHARE, MASTER_COMPUTES, JOURNAL, STAGGER, BRANCHES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remote:
+    """A ComfyUI somewhere that works for this fleet, known by its address."""
+
+    name: str
+    url: str
+    enabled: bool = True
+    token: str = field(default="", repr=False)
+    #: Certificates to trust in place of the system's (PEM).
+    ca: Path | None = None
+
 
 #: Set inside worker processes: there a collector passes its own input on and starts no fleet.
 WORKER_MARK = "COMFYFLEET_WORKER"

@@ -65,7 +65,7 @@ def seconds(body: Mapping[str, Any], name: str) -> float | None:
 
 def integer(text: str, name: str, low: int, high: int) -> int:
     """A number in a query. Raises InputError."""
-    number = int(text) if text.isdecimal() and len(text) < 10 else low - 1
+    number = int(text) if text.isdecimal() and len(text) < 16 else low - 1
     if not low <= number <= high:
         raise InputError(f"{name} is {text!r}; give a whole number, {low} to {high}.")
     return number

@@ -57,7 +57,10 @@ class Master:
         comfyui = Path(execution.__file__).resolve().parent
         flags = tuple(sys.argv[1:])
         url, logs = prompts.own_url(), _user_folder() / "logs"
-        host = Host(comfyui=comfyui, flags=flags, cwd=Path.cwd(), url=url, logs=logs)
+        folders = {name: _folder(name) for name in ("input", "output", "temp")}
+        host = Host(
+            comfyui=comfyui, flags=flags, cwd=Path.cwd(), url=url, logs=logs, folders=folders
+        )
         self._logs = logs
         self._service = Service(host, prompts.torch_device_id)
         #: Gives files of workers their place among those of this ComfyUI.
@@ -260,6 +263,10 @@ class Master:
             collection = self._collections.pop(key, None)
         if collection is not None:
             collection.cancel("the prompt that asked for it has ended")
+
+
+def _folder(name: str) -> Path:
+    return Path(folder_paths.get_directory_by_type(name)).resolve()
 
 
 def _user_folder() -> Path:

@@ -9,7 +9,7 @@ import server
 from aiohttp import web
 
 from comfyfleet.config import is_worker
-from comfyfleet.extension import insight, routes
+from comfyfleet.extension import guest, insight, routes
 from comfyfleet.extension.master import master
 
 _FREE = ("/free", "/api/free")
@@ -25,6 +25,7 @@ def install() -> None:
         master().watch_queue()
         routes.install()
         insight.install()
+        guest.install()
 
 
 @web.middleware
