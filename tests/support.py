@@ -89,6 +89,8 @@ class Master:
     ) -> None:
         """In a folder where one was before, it finds what that has left. ``plain``: no pack."""
         self.base = base
+        #: What lets one use our routes there.
+        self.token = ""
         nodes = base / "custom_nodes"
         nodes.mkdir(parents=True, exist_ok=True)
         own = {} if plain else {"comfyfleet": ROOT}
