@@ -1,4 +1,4 @@
-"""What all kinds of workers do alike: of this machine, elsewhere, with or without this extension."""
+"""What all kinds of workers do alike: of this machine, elsewhere, with this extension or not."""
 
 from __future__ import annotations
 
