@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import execution
-import folder_paths
 
 from comfyfleet.comfy import inventory, prompts
 from comfyfleet.comfy.places import Places
 from comfyfleet.config import is_worker
 from comfyfleet.errors import FleetError, InputError, WorkflowError
 from comfyfleet.extension.collection import Collection, Request
+from comfyfleet.extension.owner import owner_folder, read_config
 from comfyfleet.extension.shipping import (
     Cargo,
     Plan,
@@ -56,10 +56,10 @@ class Master:
     def __init__(self) -> None:
         comfyui = Path(execution.__file__).resolve().parent
         flags = tuple(sys.argv[1:])
-        url, logs = prompts.own_url(), _user_folder() / "logs"
+        url, logs = prompts.own_url(), owner_folder() / "logs"
         host = Host(comfyui=comfyui, flags=flags, cwd=Path.cwd(), url=url, logs=logs)
         self._logs = logs
-        self._service = Service(host, prompts.torch_device_id)
+        self._service = Service(host, prompts.torch_device_id, read_config)
         #: Gives files of workers their place among those of this ComfyUI.
         self.places = Places()
         #: The shared queue; only in the ComfyUI that the user talks to, see ``watch``.
@@ -260,10 +260,6 @@ class Master:
             collection = self._collections.pop(key, None)
         if collection is not None:
             collection.cancel("the prompt that asked for it has ended")
-
-
-def _user_folder() -> Path:
-    return Path(folder_paths.get_user_directory()).resolve() / "comfyfleet"
 
 
 def units_of(collection: Collection, cargo: Cargo, shares: range, workers: int) -> list[Unit]:

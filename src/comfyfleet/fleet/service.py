@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from comfyfleet.config import STAGGER, WORKERS, is_worker
+from comfyfleet.config import STAGGER, WORKERS, Config, is_worker
 from comfyfleet.fleet.fleet import Fleet
 from comfyfleet.fleet.spec import Host
 from comfyfleet.planner import Device, choose_devices, find_devices
@@ -17,9 +17,13 @@ from comfyfleet.work import Policy
 class Service:
     """Keeps one fleet for a master. Thread-safe."""
 
-    def __init__(self, host: Host, own_device: Callable[[], str]) -> None:
+    def __init__(
+        self, host: Host, own_device: Callable[[], str], config: Callable[[], Config]
+    ) -> None:
+        """``config`` reads what the owner has set; asked when it is needed."""
         self._host = host
         self._own_device = own_device
+        self._config = config
         # Starting a fleet takes seconds: asking for the devices must not wait for it.
         self._devices_lock = threading.Lock()
         self._fleet_lock = threading.Lock()
@@ -38,7 +42,7 @@ class Service:
             return self._devices
 
     def _chosen(self) -> list[Device]:
-        request = WORKERS.read()
+        request = self._config().value(WORKERS)
         found = [] if request == "0" else find_devices()
         return choose_devices(request, found, taken=[self._own_device()])
 
@@ -50,7 +54,8 @@ class Service:
                 self._fleet.close()
                 self._fleet = None
             if self._fleet is None:
-                fleet = Fleet(devices, self._host, Policy(stagger_s=STAGGER.read_seconds()))
+                stagger_s = self._config().value(STAGGER)
+                fleet = Fleet(devices, self._host, Policy(stagger_s=stagger_s))
                 self._starting = fleet
                 try:
                     fleet.start()
