@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from comfyfleet.config import MASTER_COMPUTES, WORKERS, Import, import_file, load
+from comfyfleet.config import MASTER_COMPUTES, WORKERS, Import, WorkerEntry, import_file, load
 from comfyfleet.config.peer import plan_import
 from comfyfleet.errors import InputError
 
@@ -37,7 +37,7 @@ def worker(**given: Any) -> dict[str, Any]:
     return {**usual, "enabled": True, "extra_args": "", "type": "remote", **given}
 
 
-def planned(*workers: dict[str, Any], present: tuple[Any, ...] = (), **rest: Any) -> Import:
+def planned(*workers: dict[str, Any], present: tuple[WorkerEntry, ...] = (), **rest: Any) -> Import:
     return plan_import({"workers": list(workers), **rest}, present)
 
 
@@ -94,13 +94,13 @@ def test_names_become_names_that_are_allowed(name: str, ours: str) -> None:
 
 
 def test_equal_names_get_numbers() -> None:
-    present = ({"name": "Worker-1", "url": "http://there"},)
+    present = (WorkerEntry(name="Worker-1", url="http://there"),)
     done = planned(worker(), worker(port=8189), present=present)
     assert [entry.name for entry in done.workers] == ["Worker-1-2", "Worker-1-3"]
 
 
 def test_an_address_that_is_there_is_left() -> None:
-    present = ({"name": "studio", "url": "http://10.0.0.5:8188"},)
+    present = (WorkerEntry(name="studio", url="http://10.0.0.5:8188"),)
     done = planned(worker(), present=present)
     assert done.workers == []
     assert done.left == ["worker Worker 1: http://10.0.0.5:8188 is there as studio"]
@@ -194,6 +194,15 @@ def test_another_file_is_refused(text: str, said: str, tmp_path: Path) -> None:
         import_file(path, source)
     assert said in str(caught.value)
     assert not path.exists()
+
+
+def test_nothing_is_taken_over_into_a_file_that_is_wrong(tmp_path: Path) -> None:
+    source, path = tmp_path / "gpu_config.json", tmp_path / "fleet.yaml"
+    source.write_text(json.dumps(FRESH))
+    path.write_text("workers: [7]\n")
+    with pytest.raises(InputError, match="line 1: workers"):
+        import_file(path, source)
+    assert path.read_text() == "workers: [7]\n"
 
 
 def test_no_file_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ruamel.yaml.comments import CommentedMap
 
-from comfyfleet.config.document import plain, read_text
+from comfyfleet.config.document import read_text, validate
 from comfyfleet.config.editing import append_worker, edit, room
 from comfyfleet.config.schema import TAKEN, WorkerEntry, worker_entry
 from comfyfleet.errors import InputError
@@ -65,7 +65,7 @@ def import_file(path: Path, source: Path) -> Import:
 
     def change(target: CommentedMap) -> None:
         nonlocal done
-        done = plan_import(data, plain(target.get("workers")) or [])
+        done = plan_import(data, validate(target, path).workers)
         for entry in done.workers:
             append_worker(target, entry.model_dump(exclude_defaults=True))
         if done.settings:
@@ -82,7 +82,7 @@ def _set(settings: CommentedMap, done: Import) -> None:
         settings[key] = value
 
 
-def plan_import(data: Mapping[str, Any], present: Sequence[Mapping[str, Any]] = ()) -> Import:
+def plan_import(data: Mapping[str, Any], present: Sequence[WorkerEntry] = ()) -> Import:
     """What is taken over from the peer's data into a file that has these workers already."""
     done = Import()
     _take_settings(done, data.get("settings") or {})
@@ -132,11 +132,10 @@ def _leave(done: Import, room: str, found: Mapping[str, Any], why: Mapping[str, 
 
 
 def _take_workers(
-    done: Import, workers: Iterable[Any], present: Sequence[Mapping[str, Any]]
+    done: Import, workers: Iterable[Any], present: Sequence[WorkerEntry]
 ) -> list[str]:
     """Fill in those on the network; the devices of those on the peer's own machine."""
     local: list[str] = []
-    addresses = {str(entry.get("url")): str(entry.get("name")) for entry in present}
     for number, worker in enumerate(workers):
         if not isinstance(worker, dict):
             done.left.append(f"workers[{number}]: is no worker")
@@ -146,7 +145,7 @@ def _take_workers(
         if _is_local(worker):
             local += _device(done, name, worker)
         else:
-            _take_remote(done, name, worker, addresses)
+            _take_remote(done, name, worker, [*present, *done.workers])
     return local
 
 
@@ -176,21 +175,20 @@ def _device(done: Import, name: str, worker: Mapping[str, Any]) -> list[str]:
 
 
 def _take_remote(
-    done: Import, name: str, worker: Mapping[str, Any], addresses: dict[str, str]
+    done: Import, name: str, worker: Mapping[str, Any], known: Sequence[WorkerEntry]
 ) -> None:
-    """Add one worker; ``addresses`` has the name of each address that is taken, and gets its."""
-    free = _free_name(name, set(addresses.values()))
+    free = _free_name(name, {entry.name for entry in known})
     enabled = worker.get("enabled", True)
     try:
         entry = worker_entry({"name": free, "url": _url(worker), "enabled": enabled})
     except InputError as error:
-        done.left.append(f"worker {name}: {error}")
+        done.left += [f"worker {name}: {line}" for line in str(error).splitlines()]
         return
-    if entry.url in addresses:
-        done.left.append(f"worker {name}: {entry.url} is there as {addresses[entry.url]}")
-        return
-    done.workers.append(entry)
-    addresses[entry.url] = entry.name
+    same = [each.name for each in known if each.url == entry.url]
+    if same:
+        done.left.append(f"worker {name}: {entry.url} is there as {same[0]}")
+    else:
+        done.workers.append(entry)
 
 
 def _url(worker: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ def _wrong(sentence: str) -> PydanticCustomError:
 
 def _is_free(name: str) -> str:
     if TAKEN.fullmatch(name):
-        raise _wrong(f"{name!r} is kept for workers of this machine; give another name")
+        raise _wrong(f"{name!r} is kept for workers of this machine and for commands; give another")
     return name
 
 
