@@ -1,9 +1,9 @@
 """Many byte streams over one web socket, so that a worker behind NAT can be asked through it.
 
 The master opens streams, the worker connects each to its own ComfyUI and nowhere else. A frame is
-the stream's number (4 bytes), a kind (1 byte) and content. Each side sends at most a window of bytes
-that the other has not yet passed on, so one slow stream holds up no other (as in HTTP/2, RFC 9113,
-section 5.2).
+the stream's number (4 bytes), a kind (1 byte) and content. Each side sends at most a window of
+bytes that the other has not yet passed on, so one slow stream holds up no other (as in HTTP/2, RFC
+9113, section 5.2).
 """
 
 from __future__ import annotations

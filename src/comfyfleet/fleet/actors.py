@@ -69,6 +69,10 @@ class Actors:
         """Is it a ComfyUI elsewhere, which nobody here can start?"""
         return isinstance(self._specs[worker_id], RemoteSpec)
 
+    def expect(self, spec: RemoteSpec) -> None:
+        """A further worker, or another way to one that is known; ``restart`` starts it."""
+        self._specs[spec.id] = spec
+
     @property
     def remote_ids(self) -> list[str]:
         """Those elsewhere, in their order."""

@@ -205,6 +205,10 @@ class Fleet:
         """Call this, on the fleet's loop, with the id of each worker whose process has ended."""
         self._on_worker_lost = listener
 
+    def add(self, remote: Remote) -> None:
+        """A worker elsewhere, from now on; one of its name gets the new address."""
+        self._loop.post(self._add, remote)
+
     def snapshot(self) -> Snapshot:
         """Everything at this moment, with memory: it may have to wait a second for that."""
         return self._memory.complete(self.ledger.snapshot())
@@ -289,6 +293,17 @@ class Fleet:
             self._handle(WorkerJoined(worker_id=worker_id))
         await self._care.seek_all()
         self._ready.set_result(None)
+
+    def _add(self, remote: Remote) -> None:
+        assert self._actors is not None and self._care is not None and self._session is not None
+        known = remote.name in self._actors.ids
+        for spec in remote_specs([remote], self._host, self._session.folder):
+            self._actors.expect(spec)
+            self.ledger.expect(spec.id, remote.url)
+            if known:
+                self._care.hurry(spec.id)
+            else:
+                self._care.seek(spec.id)
 
     def _handle_lost(self, event: Event) -> None:
         """A worker joined or was lost: its attempt is over before dispatch gives it to another."""
