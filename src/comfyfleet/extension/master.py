@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import execution
+import folder_paths
 
 from comfyfleet.comfy import inventory, prompts
 from comfyfleet.comfy.places import Places
