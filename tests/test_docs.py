@@ -12,6 +12,7 @@ import typer.main
 
 from comfyfleet.cli.app import app
 from scripts.docs import SETTINGS_PAGE, settings_table, with_table
+from scripts.openapi import OPENAPI, as_text
 
 try:
     import tomllib
@@ -89,6 +90,10 @@ def test_the_table_of_settings_is_up_to_date() -> None:
     page = SETTINGS_PAGE.read_text(encoding="utf-8")
     assert settings_table() in page
     assert with_table(page) == page, "run: python scripts/docs.py"
+
+
+def test_the_description_of_our_routes_is_up_to_date() -> None:
+    assert OPENAPI.read_text(encoding="utf-8") == as_text(), "run: python scripts/openapi.py"
 
 
 def test_a_page_without_markers_is_refused() -> None:

@@ -81,7 +81,21 @@ BRANCHES = Setting(
     help="1: independent branches of a prompt that sample run on several devices at the same time, "
     "as if each had a Fleet Branch.",
 )
-SETTINGS = (COMFYUI_PATH, WORKERS, SHARE, MASTER_COMPUTES, JOURNAL, STAGGER, BRANCHES)
+HOSTS = Setting(
+    env="COMFYFLEET_HOSTS",
+    default="",
+    help="Further host names, separated by commas, under which browsers open this ComfyUI, such as "
+    "that of a proxy. Loopback, addresses and this machine's own name need not be named.",
+)
+TOKEN = Setting(
+    env="COMFYFLEET_TOKEN",
+    default="",
+    help="The token by which the command asks a ComfyUI. Default: that of `--token-file`, or "
+    "of the ComfyUI on this machine.",
+)
+SETTINGS = (
+    COMFYUI_PATH, WORKERS, SHARE, MASTER_COMPUTES, JOURNAL, STAGGER, BRANCHES, HOSTS, TOKEN,
+)  # fmt: skip
 
 #: Set inside worker processes: there a collector passes its own input on and starts no fleet.
 WORKER_MARK = "COMFYFLEET_WORKER"

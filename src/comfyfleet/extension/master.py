@@ -56,7 +56,9 @@ class Master:
     def __init__(self) -> None:
         comfyui = Path(execution.__file__).resolve().parent
         flags = tuple(sys.argv[1:])
-        url, logs = prompts.own_url(), _user_folder() / "logs"
+        #: The owner's folder, in which what we keep lies.
+        self.folder = Path(folder_paths.get_user_directory()).resolve() / "comfyfleet"
+        url, logs = prompts.own_url(), self.folder / "logs"
         host = Host(comfyui=comfyui, flags=flags, cwd=Path.cwd(), url=url, logs=logs)
         self._logs = logs
         self._service = Service(host, prompts.torch_device_id)
@@ -260,10 +262,6 @@ class Master:
             collection = self._collections.pop(key, None)
         if collection is not None:
             collection.cancel("the prompt that asked for it has ended")
-
-
-def _user_folder() -> Path:
-    return Path(folder_paths.get_user_directory()).resolve() / "comfyfleet"
 
 
 def units_of(collection: Collection, cargo: Cargo, shares: range, workers: int) -> list[Unit]:
