@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 
 import server
 from aiohttp import web
@@ -40,6 +39,8 @@ def serve(route: Route, answer: Answer) -> None:
     """Add a route: who may not ask is refused, and ``answer`` gets what was checked."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
+        if request.method != route.method:  # HEAD comes along with GET, also to endless streams
+            raise web.HTTPMethodNotAllowed(request.method, [route.method])
         try:
             call = await _admitted(request, route)
             found = await answer(call)
@@ -47,7 +48,7 @@ def serve(route: Route, answer: Answer) -> None:
             return error_answer(error)
         return found if isinstance(found, web.StreamResponse) else web.json_response(found)
 
-    _add(route, handle)
+    server.PromptServer.instance.routes.route(route.method, route.address)(handle)
 
 
 def tokens() -> Tokens:
@@ -85,13 +86,6 @@ async def _admitted(request: web.Request, route: Route) -> Call:
 
     given = await fields_of(request, route)
     return Call(request=request, route=route, given=given, is_admitted=is_admitted)
-
-
-def _add(route: Route, handle: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> None:
-    # No HEAD beside GET: it would run a stream without an end.
-    kwargs = {"allow_head": False} if route.method == "GET" else {}
-    routes = server.PromptServer.instance.routes
-    routes.route(route.method, route.address, **kwargs)(handle)
 
 
 async def _seal(request: web.Request, response: web.StreamResponse) -> None:

@@ -55,7 +55,7 @@ async def body_of(request: web.Request, max_bytes: int) -> bytes:
         return await asyncio.wait_for(_read(request, max_bytes), BODY_S)
     except asyncio.TimeoutError:
         raise AccessError(408, f"the body did not arrive within {BODY_S:g} s.") from None
-    except web.RequestPayloadError as error:
+    except (web.RequestPayloadError, ConnectionResetError) as error:
         raise InputError(f"the body cannot be read: {error}.") from None
 
 

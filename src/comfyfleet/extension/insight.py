@@ -53,7 +53,8 @@ async def _metrics(_call: Call) -> web.Response:
 
 
 async def _log(call: Call) -> dict[str, Any]:
-    worker_id, known = call["worker"], master().worker_names
+    # In a thread: who asks first looks for devices, which takes seconds.
+    worker_id, known = call["worker"], await asyncio.to_thread(lambda: master().worker_names)
     if worker_id not in known:
         raise NotFound(f"no worker is called {worker_id!r}; choose {', '.join(known) or 'none'}.")
     log = master().log_of(worker_id)

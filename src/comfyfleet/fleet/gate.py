@@ -73,8 +73,8 @@ class Gate:
 
     def _admit_stranger(self, caller: Caller) -> str:
         """The code decides: by whatever name a command calls us. A foreign page still has none."""
-        self._slow_down(caller)
         _check_origin(caller)
+        self._slow_down(caller)
         return ""
 
     def _admit_token(self, caller: Caller, authorization: str, access: Access) -> str:
