@@ -61,6 +61,8 @@ def _list(items: Schema) -> Schema:
 
 
 _TEXT, _FLAG = {"type": "string"}, {"type": "boolean"}
+_RAW = {"type": "string", "format": "binary"}
+_SIZE = {"type": "integer", "minimum": 0}
 _SHARING = _object({"on": _FLAG, "master_computes": _FLAG, "note": _TEXT})
 _STATUS = _object(
     {
@@ -75,9 +77,13 @@ ANSWERS: Mapping[str, Schema] = {
     "Acted": _object({"workers": _list(_TEXT), "action": _TEXT}),
     "Cancelled": _object({"run": _TEXT, "action": {"type": "string", "const": "cancel"}}),
     "Code": _object({"code": _TEXT, "valid_s": {"type": "number"}}),
+    "Done": _object({}),
     "Error": _object({"error": _TEXT}),
+    "Hello": _object({"comfyfleet": _TEXT, "protocol": {"type": "integer"}}),
+    "Here": _object({"start": _SIZE}),
     "Holders": _object({"tokens": _list(_object({"name": _TEXT, "created": _TEXT}))}),
     "Log": _object({"worker": _TEXT, "file": _TEXT, "lines": _list(_TEXT)}),
+    "Manifest": _object({"skeleton": {}, "sizes": _list(_SIZE)}),
     "Revoked": _object({"name": _TEXT, "revoked": _FLAG}),
     "Sharing": _SHARING,
     "Status": _STATUS,
@@ -118,7 +124,9 @@ def _operation(route: Route) -> dict[str, Any]:
     if route.body is not None:
         found["requestBody"] = _body(JSON, _object_of(route.body))
     elif route.reads:
-        found["requestBody"] = _body(route.reads, {"type": "string", "format": "binary"})
+        found["requestBody"] = _body(
+            route.reads, {"type": "object"} if route.reads == JSON else _RAW
+        )
     found["responses"] = dict(sorted(_responses(route).items()))
     return found
 
@@ -149,7 +157,8 @@ def _object_of(given: Sequence[Field]) -> Schema:
 
 
 def _responses(route: Route) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{route.answer}"} if route.gives == JSON else _TEXT
+    other = _TEXT if route.gives.startswith("text/") else _RAW
+    schema = {"$ref": f"#/components/schemas/{route.answer}"} if route.gives == JSON else other
     what = route.summary if route.gives == JSON else route.answer
     found = {"200": {"description": what, "content": {route.gives: {"schema": schema}}}}
     error = {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}

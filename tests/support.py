@@ -88,12 +88,14 @@ class Master:
         packs: Mapping[str, Path] | None = None,
         flags: Sequence[str] = (),
         settings: Mapping[str, str] | None = None,
+        plain: bool = False,
     ) -> None:
-        """In a folder where one was before, it finds what that has left."""
+        """In a folder where one was before, it finds what that has left. ``plain``: no pack."""
         self.base = base
         nodes = base / "custom_nodes"
         nodes.mkdir(parents=True, exist_ok=True)
-        for name, path in {"comfyfleet": ROOT, **(packs or {})}.items():
+        own = {} if plain else {"comfyfleet": ROOT}
+        for name, path in {**own, **(packs or {})}.items():
             if not (nodes / name).is_symlink():
                 (nodes / name).symlink_to(path)
         self.log = base / "master.log"
@@ -126,11 +128,15 @@ class Master:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def token(self) -> str:
+        """The owner's, which opens our routes there; empty without our pack."""
+        path = self.folder / TOKENS_FILE
+        return own_token(path) if path.exists() else ""
+
     def headers(self, path: str) -> dict[str, str]:
         """The owner's token, for routes of ours."""
-        if not path.startswith(BASE):
-            return {}
-        return {"Authorization": f"Bearer {own_token(self.folder / TOKENS_FILE)}"}
+        return {"Authorization": f"Bearer {self.token}"} if path.startswith(BASE) else {}
 
     def open(self, path: str) -> Any:
         """The answer to GET, as it comes."""

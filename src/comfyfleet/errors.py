@@ -2,9 +2,11 @@
 
 ComfyFleetError              what was given, what is allowed, what to do
 ├── InputError               a workflow, option or value is wrong; nothing has started
+│   ├── Unfit                a worker lacks what a unit needs; another may have it
 │   └── WorkflowError        one or more problems of a workflow, each with node id and class
 ├── FleetError               the fleet cannot start, or has no worker left
-│   └── WorkerStartError     one worker could not start; carries the end of its log
+│   ├── WorkerStartError     one worker could not start; carries the end of its log
+│   └── Unreachable          a ComfyUI does not answer at its address, or not as one
 ├── AccessError              who asks may not; carries the HTTP status
 ├── ParallelError            one forward could not be computed by several devices
 │   ├── CannotSplit          its inputs or its model cannot be split exactly; says why
@@ -55,12 +57,27 @@ class WorkflowError(InputError):
         return type(self), (self.problems,)
 
 
+class Unfit(InputError):
+    """A worker lacks what a unit needs; another one may have it."""
+
+
 class FleetError(ComfyFleetError):
     """The fleet as a whole cannot do what was asked."""
 
 
 class WorkerStartError(FleetError):
     """A worker did not come up; the message ends with the last lines of its log."""
+
+
+class Unreachable(FleetError):
+    """A ComfyUI does not answer at its address, or answers as something else."""
+
+    def __init__(self, url: str, why: str) -> None:
+        self.url, self.why = url, why
+        super().__init__(f"{url}: {why}.")
+
+    def __reduce__(self) -> tuple[type[Unreachable], tuple[str, str]]:
+        return type(self), (self.url, self.why)
 
 
 class AccessError(ComfyFleetError):

@@ -24,7 +24,7 @@ from schemathesis.checks import negative_data_rejection
 from schemathesis.specs.openapi import checks
 
 from comfyfleet.api import BASE, ROUTES, Access, Route
-from comfyfleet.fleet.tokens import TOKENS_FILE, Tokens, own_token
+from comfyfleet.fleet.tokens import TOKENS_FILE, Tokens
 from scripts.openapi import OPENAPI
 from tests.support import ROOT, Master, marked_processes, run_command, wait_until
 
@@ -40,10 +40,6 @@ SECRET = re.compile(r"[A-Za-z0-9_-]{43}")
 
 class Server(Master):
     """A ComfyUI that is asked in ways that no library offers."""
-
-    @property
-    def token(self) -> str:
-        return own_token(self.folder / TOKENS_FILE)
 
     def ask(
         self,
@@ -172,7 +168,7 @@ def test_without_a_valid_token(server: Server, route: Route, kind: str) -> None:
         token = tokens.issue("gone")
         allowed = route.access is not Access.OWNER and not route.path.endswith("events")
         if allowed and route.method == "GET":
-            assert server.ask("GET", path_of(route), token=token)[0] in (200, 404)
+            assert server.ask("GET", path_of(route), token=token)[0] in (200, 400, 404)
         tokens.revoke("gone")
     for place in ("", "/api"):
         found = server.ask(route.method, place + path_of(route), body_for(route), token=token)

@@ -50,7 +50,7 @@ class Field:
     def parse(self, text: str | None) -> Any:
         """A value of a path or a query, where all is text. Raises InputError."""
         if self.kind == "integer" and text is not None:
-            digits = text.isascii() and text.isdecimal() and len(text) < 10
+            digits = text.isascii() and text.isdecimal() and len(text) < 17
             return self.read(int(text) if digits else text)
         return self.read(text)
 

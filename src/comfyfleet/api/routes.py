@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from comfyfleet.api.fields import Field, named
+from comfyfleet.api.guest import GUEST_ROUTES
 from comfyfleet.api.route import Access, Route
 
 #: What may be done with one worker.
@@ -149,4 +150,5 @@ PAIR = Route(
 
 ROUTES = (
     SHARE, SET_SHARE, CANCEL, ACT, STATUS, LOG, METRICS, EVENTS, TOKENS, REVOKE, NEW_CODE, PAIR,
+    *GUEST_ROUTES,
 )  # fmt: skip

@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from comfyfleet.cli import config
+from comfyfleet.cli.options import AsJson, ComfyUI, ConfigFile, Workers
+
 EPILOG = (
     "Exit codes: 0 done; 1 a run failed; 2 wrong input; 3 the fleet could not start; "
     "130 interrupted."
@@ -20,11 +23,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(config.app, name="config")
 
-ComfyUI = Annotated[
-    str | None,
-    typer.Option("--comfyui", help="The ComfyUI to run (default: COMFYUI_PATH, or the nearest)."),
-]
 Url = Annotated[
     str | None,
     typer.Option("--url", help="The ComfyUI to ask (default: the one here that has a fleet)."),
@@ -33,7 +33,6 @@ TokenFile = Annotated[
     Path | None,
     typer.Option("--token-file", help="A file with its token (default: COMFYFLEET_TOKEN)."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _version(asked: bool) -> None:
@@ -66,28 +65,31 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="NODE.INPUT=VALUE", help="Set an input. Repeatable."),
     ] = None,
-    workers: Annotated[
-        str,
-        typer.Option(
-            envvar="COMFYFLEET_WORKERS",
-            help="auto, a number, or a list of devices such as cuda:0,cuda:1 or cpu,cpu.",
-        ),
-    ] = "auto",
+    workers: Workers = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("output"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on in a folder; finished runs are not run again.")
     ] = False,
     comfyui: ComfyUI = None,
+    config_file: ConfigFile = None,
 ) -> None:
     """Run a workflow on all workers and save what it makes."""
+    from comfyfleet.cli.configure import chosen_workers, read_config
     from comfyfleet.cli.run import run_command
     from comfyfleet.config import find_comfyui
     from comfyfleet.fleet import Host
     from comfyfleet.fleet.batch import Batch
 
     batch = Batch.read(workflow, count=count, seed=seed, assignments=set_ or [])
-    host = Host(comfyui=find_comfyui(comfyui), flags=tuple(flags or ()), cwd=Path.cwd())
-    run_command(batch, host, out=out, resume=resume, workers=workers)
+    folder, found = find_comfyui(comfyui), read_config(config_file, comfyui)
+    host = Host(
+        comfyui=folder,
+        flags=tuple(flags or ()),
+        cwd=Path.cwd(),
+        folders={name: folder / name for name in ("input", "output", "temp")},
+    )
+    chosen = chosen_workers(workers, found)
+    run_command(batch, host, out=out, resume=resume, workers=chosen, remotes=found.remotes())
 
 
 @app.command()
@@ -201,16 +203,17 @@ def tokens(
 
 @app.command()
 def doctor(
-    workers: Annotated[
-        str, typer.Option(envvar="COMFYFLEET_WORKERS", help="As for run: what would start?")
-    ] = "auto",
+    workers: Workers = None,
     comfyui: ComfyUI = None,
+    config_file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what is installed, which devices there are and what would start on them."""
+    from comfyfleet.cli.configure import chosen_workers, read_config
     from comfyfleet.cli.doctor import show_doctor
 
-    show_doctor(workers=workers, comfyui=comfyui, as_json=as_json)
+    chosen = chosen_workers(workers, read_config(config_file, comfyui))
+    show_doctor(workers=chosen, comfyui=comfyui, as_json=as_json)
 
 
 @app.command()

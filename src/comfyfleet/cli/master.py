@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
 import urllib.error
 import urllib.request
@@ -12,7 +13,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from comfyfleet.api import BASE
-from comfyfleet.config import TOKEN
 from comfyfleet.errors import FleetError, InputError
 from comfyfleet.fleet.registry import FleetRecord, read_masters, read_records
 from comfyfleet.fleet.tokens import TOKENS_FILE, own_token, read_secret
@@ -20,6 +20,8 @@ from comfyfleet.fleet.tokens import TOKENS_FILE, own_token, read_secret
 #: Where ComfyUI listens if nobody chose another place.
 _DEFAULT_URL = "http://127.0.0.1:8188"
 _TIMEOUT_S = 15.0
+#: Where a token may stand. No setting: settings are shown.
+_TOKEN = "COMFYFLEET_TOKEN"
 
 
 class MasterClient:
@@ -120,8 +122,8 @@ def _token_for(url: str, token_file: Path | None) -> str:
     """Empty if none is known: what needs one says so."""
     if token_file is not None:
         return _read_token(token_file)
-    if TOKEN.read():
-        return TOKEN.read()
+    if os.environ.get(_TOKEN, "").strip():
+        return os.environ[_TOKEN].strip()
     here = (Path(each.folder) for each in read_masters() if _is_same_place(each.url, url))
     folder = next(here, None)
     return own_token(folder / TOKENS_FILE) if folder else ""

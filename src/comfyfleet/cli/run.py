@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import queue
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from comfyfleet.cli.show import Progress, closing_table, console, progress_view
+from comfyfleet.config import Remote
 from comfyfleet.errors import InputError, WorkflowError
 from comfyfleet.fleet import Delivery, Fleet, Host, Run, RunEvent, new_run_id
 from comfyfleet.fleet.batch import Batch, OutputFolder
@@ -17,17 +19,26 @@ from comfyfleet.planner import Device, choose_devices, find_devices
 from comfyfleet.work import Result
 
 
-def run_command(batch: Batch, host: Host, *, out: Path, resume: bool, workers: str) -> None:
+def run_command(
+    batch: Batch,
+    host: Host,
+    *,
+    out: Path,
+    resume: bool,
+    workers: str,
+    remotes: Sequence[Remote] = (),
+) -> None:
     """Run a batch into a folder; all that can be checked is checked before a worker starts."""
     check_files(batch, host)
-    devices = devices_for(workers)
+    elsewhere = [each for each in remotes if each.enabled]
+    devices = [] if elsewhere and workers == "0" else devices_for(workers)
     with closing(OutputFolder(out, batch, resume=resume)) as folder:
         done = [index for index in folder.finished if index < batch.count]
         if len(done) == batch.count:
             console.print(f"nothing to do: all {batch.count} runs are in {out}")
             return
-        with closing(Fleet(devices, host)) as fleet:
-            with console.status(f"starting {len(devices)} workers"):
+        with closing(Fleet(devices, host, remotes=elsewhere)) as fleet:
+            with console.status(f"starting {len(devices) + len(elsewhere)} workers"):
                 fleet.start()
             run_batch(fleet, batch, folder, done)
 

@@ -10,7 +10,7 @@ import comfy.model_management
 import execution
 import nodes
 
-from comfyfleet.comfy.problems import problems_of
+from comfyfleet.client.problems import problems_of
 from comfyfleet.errors import Problem
 
 

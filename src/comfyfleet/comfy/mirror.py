@@ -14,7 +14,7 @@ from typing import Any
 
 import folder_paths
 
-from comfyfleet.comfy.client import ComfyClient, Message, OnProgress
+from comfyfleet.client.comfyui import ComfyClient, Message, OnProgress
 from comfyfleet.work import HISTORY, Mirrored, Prompt, SavedFile, Told
 
 #: Bytes of told files that a worker keeps; of older ones only the names, which are never reused.

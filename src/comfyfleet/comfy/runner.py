@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import folder_paths
 import nodes
 
+from comfyfleet.client.attempt import Attempt, throttled
+from comfyfleet.client.comfyui import ComfyClient
+from comfyfleet.client.link import Endpoint, Link
+from comfyfleet.client.pictures import RETURN_NODE
 from comfyfleet.comfy import returns, shipped
-from comfyfleet.comfy.client import ComfyClient
 from comfyfleet.comfy.mirror import MirrorRunner, Tell
 from comfyfleet.comfy.values import pack
-from comfyfleet.errors import RunCancelled
 from comfyfleet.graph import node_digests, with_input
 from comfyfleet.work import Mirrored, OutputFile, Packed, Prompt, Result
 
-#: The internal node at the end of a unit's graph; see ``extension.nodes.internal``.
-RETURN_NODE = "FleetReturn"
-
 #: The input that names the attempt; no pack's own node has one of this name.
 _ATTEMPT = "comfyfleet_attempt"
-
-#: Progress is told at most this often: a tiny model's sampler steps hundreds of times a second.
-_PROGRESS_INTERVAL_S = 0.1
-
-#: How often a prompt that was interrupted, and still runs, is interrupted again.
-_AGAIN_S = 0.3
 
 
 class Runner:
@@ -42,13 +32,9 @@ class Runner:
     def __init__(self, url: str) -> None:
         self._outputs_seen: set[str] = set()
         # No limit on time: units take as long as they take.
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None))
-        self._client = ComfyClient(url, self._session)
+        self._client = ComfyClient(Link(Endpoint(url=url)))
         self._mirror = MirrorRunner(self._client)
-        self._task: asyncio.Task[Any] | None = None
-        #: The task that is being stopped, and what sees to that.
-        self._stopping: asyncio.Task[Any] | None = None
-        self._again: asyncio.Task[None] | None = None
+        self._attempt = Attempt(self._client)
 
     async def run(
         self,
@@ -60,13 +46,9 @@ class Runner:
         """Run a prompt, with what was shipped for it, to its end; raises as ComfyClient.run."""
         shipped.hold(prompt_id, values)
         keyed = self._with_key(prompt, prompt_id)
-        self._task = asyncio.ensure_future(
-            self._client.run(keyed, prompt_id, _throttled(on_progress))
-        )
+        work = self._client.run(keyed, prompt_id, throttled(on_progress))
         try:
-            outputs = (await self._task)["outputs"]
-        except asyncio.CancelledError:
-            raise RunCancelled(f"prompt {prompt_id} was stopped before it began") from None
+            outputs = (await self._attempt.end_of(work, prompt_id))["outputs"]
         finally:
             shipped.drop(prompt_id)
             returned = returns.take(prompt_id)
@@ -77,12 +59,8 @@ class Runner:
         self, prompt: Prompt, asked: Mirrored, on_progress: Callable[[float], None], tell: Tell
     ) -> Result:
         """Run a client's whole prompt and tell all of it; raises as ``run`` does."""
-        told = self._mirror.run(prompt, asked, _throttled(on_progress), tell)
-        self._task = asyncio.ensure_future(told)
-        try:
-            await self._task
-        except asyncio.CancelledError:
-            raise RunCancelled(f"prompt {asked.prompt_id} was stopped before it began") from None
+        told = self._mirror.run(prompt, asked, throttled(on_progress), tell)
+        await self._attempt.end_of(told, asked.prompt_id)
         return Result(values=None)
 
     async def free(self, request: Mapping[str, Any]) -> None:
@@ -90,21 +68,8 @@ class Runner:
         await self._client.free(request)
 
     async def interrupt(self, prompt_id: str) -> None:
-        """Stop the prompt. One that had not begun ends without an event, so it is ended here."""
-        task = self._task
-        running = await self._client.interrupt(prompt_id)
-        if task is None or task.done():
-            return
-        if not running:
-            task.cancel()
-        elif task is not self._stopping:
-            self._stopping = task
-            self._again = asyncio.ensure_future(self._interrupt_until_done(task, prompt_id))
-
-    async def _interrupt_until_done(self, task: asyncio.Task[Any], prompt_id: str) -> None:
-        """ComfyUI forgets an interrupt that comes after it took a prompt and before it begins."""
-        while not (await asyncio.wait({task}, timeout=_AGAIN_S))[0]:
-            await self._client.interrupt(prompt_id)
+        """Stop the prompt."""
+        await self._attempt.interrupt(prompt_id)
 
     def _with_key(self, prompt: Mapping[str, Any], key: str) -> dict[str, Any]:
         """Name the attempt in output nodes that must run although ComfyUI may have them cached.
@@ -128,19 +93,6 @@ def _is_output(node: Mapping[str, Any]) -> bool:
     # An unknown class is left to ComfyUI's validation, which names it.
     cls = nodes.NODE_CLASS_MAPPINGS.get(node["class_type"])
     return bool(getattr(cls, "OUTPUT_NODE", False))
-
-
-def _throttled(on_progress: Callable[[float], None]) -> Callable[[float], None]:
-    last = -_PROGRESS_INTERVAL_S
-
-    def tell(fraction: float) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _PROGRESS_INTERVAL_S:
-            last = now
-            on_progress(fraction)
-
-    return tell
 
 
 def _take_files(outputs: Mapping[str, Mapping[str, Any]]) -> Iterator[OutputFile]:

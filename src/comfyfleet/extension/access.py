@@ -10,9 +10,9 @@ from aiohttp import web
 from comfyfleet.api import BASE, Route
 from comfyfleet.comfy import prompts
 from comfyfleet.config import HOSTS
-from comfyfleet.errors import ComfyFleetError
+from comfyfleet.errors import ComfyFleetError, InputError
 from comfyfleet.extension.answers import Answer, Call, error_answer, fields_of
-from comfyfleet.extension.master import master
+from comfyfleet.extension.owner import owner_folder, read_config
 from comfyfleet.fleet.gate import Caller, Gate
 from comfyfleet.fleet.registry import write_master
 from comfyfleet.fleet.tokens import TOKENS_FILE, Tokens
@@ -29,7 +29,7 @@ def install() -> None:
     """Make the tokens if this is the first start; before any route is served."""
     try:
         tokens().prepare()
-        write_master(prompts.own_url(), master().folder)
+        write_master(prompts.own_url(), owner_folder())
     except ComfyFleetError as error:  # ComfyUI runs all the same, and our routes say it again
         logger.error("%s", error)
     server.PromptServer.instance.app.on_response_prepare.append(_seal)
@@ -55,7 +55,7 @@ def tokens() -> Tokens:
     """Who holds a token of this ComfyUI's fleet."""
     global _tokens
     if _tokens is None:
-        _tokens = Tokens(master().folder / TOKENS_FILE)
+        _tokens = Tokens(owner_folder() / TOKENS_FILE)
     return _tokens
 
 
@@ -63,9 +63,17 @@ def gate() -> Gate:
     """Who is let in."""
     global _gate
     if _gate is None:
-        names = (name.strip() for name in HOSTS.read().split(","))
-        _gate = Gate(tokens(), [name for name in names if name])
+        _gate = Gate(tokens(), _names())
     return _gate
+
+
+def _names() -> list[str]:
+    try:
+        names = read_config().value(HOSTS).split(",")
+    except InputError as error:  # who comes by a name of ours, or with a token, may still
+        logger.error("no further host names are known: %s", error)
+        return []
+    return [name.strip() for name in names if name.strip()]
 
 
 def caller_of(request: web.Request) -> Caller:

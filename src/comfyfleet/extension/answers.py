@@ -13,8 +13,9 @@ from aiohttp import web
 from comfyfleet.api import Given, Route
 from comfyfleet.errors import AccessError, ComfyFleetError, InputError
 
-#: How long a body may take to arrive, in seconds.
+#: How long a body may take to arrive, in seconds, and how much longer for each byte.
 BODY_S = 30.0
+_BYTE_S = 1 / 65536
 
 
 class NotFound(InputError):
@@ -35,6 +36,14 @@ class Call:
     def __getitem__(self, name: str) -> Any:
         return self.given[name]
 
+    async def body(self) -> bytes:
+        """What it sends, where that is no JSON of fields. Raises InputError, AccessError."""
+        return await body_of(self.request, self.route.max_bytes)
+
+    async def json(self) -> Any:
+        """The same as JSON; None if it is none."""
+        return parsed(await self.body())
+
 
 Answer = Callable[[Call], Awaitable[Mapping[str, Any] | web.StreamResponse]]
 
@@ -43,18 +52,20 @@ async def fields_of(request: web.Request, route: Route) -> dict[str, Any]:
     """All that the route reads. Raises InputError, AccessError for a large or slow body."""
     found = route.read_url(request.match_info, request.query)
     if route.body is not None:
-        found |= route.read_body(_parsed(await body_of(request, route.max_bytes)))
+        found |= route.read_body(parsed(await body_of(request, route.max_bytes)))
     return found
 
 
 async def body_of(request: web.Request, max_bytes: int) -> bytes:
     """The whole body. Raises InputError, AccessError (408, 413) if it is slow or large."""
-    if (request.content_length or 0) > max_bytes:
+    size = request.content_length or 0
+    if size > max_bytes:
         raise _too_large(max_bytes)
+    patience_s = BODY_S + size * _BYTE_S
     try:
-        return await asyncio.wait_for(_read(request, max_bytes), BODY_S)
+        return await asyncio.wait_for(_read(request, max_bytes), patience_s)
     except asyncio.TimeoutError:
-        raise AccessError(408, f"the body did not arrive within {BODY_S:g} s.") from None
+        raise AccessError(408, f"the body did not arrive within {patience_s:.0f} s.") from None
     except (web.RequestPayloadError, ConnectionResetError) as error:
         raise InputError(f"the body cannot be read: {error}.") from None
 
@@ -88,7 +99,8 @@ def _too_large(max_bytes: int) -> AccessError:
     return AccessError(413, f"the body is too large: {max_bytes} bytes are allowed.")
 
 
-def _parsed(body: bytes) -> Any:
+def parsed(body: bytes) -> Any:
+    """JSON in UTF-8; None if it is none."""
     try:
         return json.loads(body.decode(), parse_constant=_refuse)
     except (ValueError, RecursionError):

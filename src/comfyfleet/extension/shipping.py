@@ -9,7 +9,7 @@ from typing import Any
 
 import nodes
 
-from comfyfleet.comfy.runner import RETURN_NODE
+from comfyfleet.client.pictures import RETURN_NODE
 from comfyfleet.comfy.shipped import digest_of
 from comfyfleet.comfy.slices import count_items, slice_items
 from comfyfleet.comfy.values import pack

@@ -9,7 +9,7 @@ import server
 from aiohttp import web
 
 from comfyfleet.config import is_worker
-from comfyfleet.extension import access, insight, pairing, routes
+from comfyfleet.extension import access, guest, insight, pairing, routes
 from comfyfleet.extension.master import master
 
 _FREE = ("/free", "/api/free")
@@ -27,6 +27,7 @@ def install() -> None:
         routes.install()
         pairing.install()
         insight.install()
+        guest.install()
 
 
 @web.middleware

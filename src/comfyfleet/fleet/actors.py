@@ -12,6 +12,7 @@ import ray
 import ray.exceptions
 
 from comfyfleet.errors import FleetError, Problem, WorkerStartError
+from comfyfleet.fleet.remote import RemoteSpec, RemoteWorker
 from comfyfleet.fleet.spec import WorkerSpec
 from comfyfleet.fleet.worker import Worker, log_tail
 from comfyfleet.work import Failure, Happening, Prompt, Unit, WorkerInfo
@@ -39,13 +40,14 @@ _GONE = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError)
 class Actors:
     """One Ray actor for each spec, by worker id."""
 
-    def __init__(self, specs: Sequence[WorkerSpec]) -> None:
+    def __init__(self, specs: Sequence[WorkerSpec | RemoteSpec]) -> None:
         self._specs = {spec.id: spec for spec in specs}
         self.infos: dict[str, WorkerInfo] = {}
         self._handles: dict[str, Any] = {}
-        #: The node classes that every worker has.
-        self.node_classes: frozenset[str] = frozenset()
+        #: Worker id -> its node classes.
+        self._classes: dict[str, frozenset[str]] = {}
         self._actor = ray.remote(**_ACTOR_OPTIONS)(Worker)
+        self._remote_actor = ray.remote(**_ACTOR_OPTIONS)(RemoteWorker)
         #: Run -> where each of its values lies, or will lie, in the object store.
         self._stored: dict[str, dict[str, asyncio.Future[Any]]] = {}
         #: Workers and units whose values are being stored; an interrupted one is taken out.
@@ -56,20 +58,41 @@ class Actors:
         """All workers, alive or not, in their order."""
         return list(self._specs)
 
+    @property
+    def node_classes(self) -> frozenset[str]:
+        """What every worker of this machine has, and what one elsewhere has besides."""
+        own = [known for each, known in self._classes.items() if not self.is_remote(each)]
+        others = [known for each, known in self._classes.items() if self.is_remote(each)]
+        return (frozenset.intersection(*own) if own else frozenset()).union(*others)
+
+    def is_remote(self, worker_id: str) -> bool:
+        """Is it a ComfyUI elsewhere, which nobody here can start?"""
+        return isinstance(self._specs[worker_id], RemoteSpec)
+
+    def expect(self, spec: RemoteSpec) -> None:
+        """A further worker, or another way to one that is known; ``restart`` starts it."""
+        self._specs[spec.id] = spec
+
+    @property
+    def remote_ids(self) -> list[str]:
+        """Those elsewhere, in their order."""
+        return [name for name in self._specs if self.is_remote(name)]
+
     async def start(self) -> None:
-        """Start all at once. Raises WorkerStartError for the first one that does not come up."""
-        self._handles = {name: self._actor.remote(spec) for name, spec in self._specs.items()}
-        for info in asyncio.as_completed([self._started(name) for name in self._specs]):
-            ready = await info
-            self.infos[ready.id] = ready
-        self.infos = {name: self.infos[name] for name in self._specs}
-        known = [await self._call(name, "node_classes") for name in self._specs]
-        self.node_classes = frozenset.intersection(*map(frozenset, known))
+        """Start all of this machine at once. Raises WorkerStartError for the first that fails."""
+        own = [name for name in self._specs if not self.is_remote(name)]
+        for started in asyncio.as_completed([self.restart(name) for name in own]):
+            await started
+        self.infos = {name: self.infos[name] for name in own}
 
     async def restart(self, worker_id: str) -> None:
-        """Start one that was lost. Raises WorkerStartError if it does not come up."""
-        self._handles[worker_id] = self._actor.remote(self._specs[worker_id])
-        self.infos[worker_id] = await self._started(worker_id)
+        """Start one that is not here. Raises WorkerStartError if it does not come up."""
+        spec = self._specs[worker_id]
+        actor = self._actor if isinstance(spec, WorkerSpec) else self._remote_actor
+        self._handles[worker_id] = actor.remote(spec)
+        info = await self._started(worker_id)
+        self._classes[worker_id] = frozenset(await self._call(worker_id, "node_classes"))
+        self.infos[worker_id] = info
 
     async def _started(self, worker_id: str) -> WorkerInfo:
         try:
@@ -80,11 +103,8 @@ class Actors:
             answer = Failure(message=f"its process ended: {error}")
         if isinstance(answer, WorkerInfo):
             return answer
-        spec = self._specs[worker_id]
-        raise WorkerStartError(
-            f"worker {worker_id} ({spec.device.id}) could not start: {answer.message}\n"
-            f"The end of its log:\n{log_tail(spec.log_file)}"
-        )
+        ray.kill(self._handles[worker_id])
+        raise WorkerStartError(_why_not_started(self._specs[worker_id], answer.message))
 
     async def check(self, prompt: Prompt) -> list[Problem]:
         """Ask one live worker what is wrong with a prompt."""
@@ -169,15 +189,25 @@ class Actors:
     async def lost(self, worker_id: str) -> str:
         """Wait until the worker is no more; why."""
         try:
-            await self._call(worker_id, "wait", "watch")
+            reason: str = await self._call(worker_id, "wait", "watch")
+            ray.kill(self._handles[worker_id])
         except _GONE as error:
-            del self.infos[worker_id]
-            return _first_line(error)
-        raise FleetError(f"worker {worker_id} stopped waiting although it lives.")
+            reason = _first_line(error)
+        del self.infos[worker_id]
+        return reason
 
     async def _call(self, worker_id: str, method: str, group: str = "control", *args: Any) -> Any:
         remote = getattr(self._handles[worker_id], method)
         return await remote.options(concurrency_group=group).remote(*args)
+
+
+def _why_not_started(spec: WorkerSpec | RemoteSpec, why: str) -> str:
+    if isinstance(spec, RemoteSpec):
+        return f"worker {spec.id} cannot be used: {why}"
+    return (
+        f"worker {spec.id} ({spec.device.id}) could not start: {why}\n"
+        f"The end of its log:\n{log_tail(spec.log_file)}"
+    )
 
 
 def _first_line(error: Exception) -> str:

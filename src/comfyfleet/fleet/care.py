@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 BACK_OFF_S = (0.0, 2.0, 10.0, 30.0, 60.0)
 #: How often the logs of running workers are looked at.
 _LOG_INTERVAL_S = 60.0
+#: Runs wait for a worker elsewhere that was lost while it is asked so often; then they go on.
+_REMOTE_TRIES = 3
 #: A worker that lived for so long starts from the beginning of these.
 _STEADY_S = 600.0
 #: How often a worker that has something in hand is asked whether it is there. It answers from a
@@ -80,7 +83,22 @@ class Care:
         self._waiting: dict[str, asyncio.Event] = {}
         #: Workers that the owner restarts: what was before is forgiven.
         self._asked: set[str] = set()
+        #: Workers elsewhere that are not there, and why.
+        self._missing: dict[str, str] = {}
         loop.spawn(self._tend_logs())
+
+    async def seek_all(self) -> None:
+        """Look for all workers elsewhere; without others, wait until each has been asked once.
+
+        Raises WorkerStartError if there is nobody at all.
+        """
+        remotes = self._actors.remote_ids
+        asked = [self.seek(worker_id) for worker_id in remotes]
+        if not self._actors.infos and remotes:
+            await asyncio.gather(*(event.wait() for event in asked))
+            if not self._actors.infos:
+                missing = "\n".join(self._missing.values())
+                raise WorkerStartError(f"no worker can be used:\n{missing}")
 
     @property
     def worker_ids(self) -> list[str]:
@@ -91,6 +109,17 @@ class Care:
     def hopeful(self) -> bool:
         """True while a worker is there or will be."""
         return len(self._given_up) < len(self._actors.ids)
+
+    def seek(self, worker_id: str) -> asyncio.Event:
+        """Look for a worker elsewhere from now on; set once it has been asked."""
+        asked = asyncio.Event()
+        self._loop.spawn(self._seek(worker_id, asked))
+        return asked
+
+    def hurry(self, worker_id: str) -> None:
+        """It should be there now: ask it at once, and not after a pause."""
+        if worker_id in self._waiting:
+            self._waiting[worker_id].set()
 
     # What the owner asks.
 
@@ -187,7 +216,8 @@ class Care:
 
     async def _revive(self, worker_id: str, reason: str) -> None:
         """Start a lost worker again, after a pause each time, until it comes or is given up."""
-        while (num := self._losses.get(worker_id, 0)) < len(BACK_OFF_S):
+        limit = _REMOTE_TRIES if self._actors.is_remote(worker_id) else len(BACK_OFF_S)
+        while (num := self._losses.get(worker_id, 0)) < limit:
             self._losses[worker_id] = num + 1
             self._handle(WorkerLost(worker_id=worker_id, reason=reason, returns=True))
             await self._pause_before(worker_id, BACK_OFF_S[num])
@@ -196,15 +226,37 @@ class Care:
             except WorkerStartError as error:
                 reason = str(error)
                 continue
-            self._record()
-            self.begin(worker_id)
-            self._handle(WorkerJoined(worker_id=worker_id))
-            if worker_id in self._asked:
-                self._asked.discard(worker_id)
-                self._handle(WorkerHealed(worker_id=worker_id))
+            self._admit(worker_id)
             return
-        self._given_up[worker_id] = reason
         self._handle(WorkerLost(worker_id=worker_id, reason=reason))
+        if self._actors.is_remote(worker_id):
+            await self._seek(worker_id, asyncio.Event())
+        else:
+            self._given_up[worker_id] = reason
+
+    async def _seek(self, worker_id: str, asked: asyncio.Event) -> None:
+        """Ask for a worker elsewhere until it is there: nobody waits for it, and it may come."""
+        for num in itertools.count():
+            try:
+                await self._actors.restart(worker_id)
+                break
+            except WorkerStartError as error:
+                reason = self._missing[worker_id] = str(error)
+            asked.set()
+            self._handle(WorkerLost(worker_id=worker_id, reason=reason, returns=True))
+            await self._pause_before(worker_id, BACK_OFF_S[min(num + 1, len(BACK_OFF_S) - 1)])
+        self._missing.pop(worker_id, None)
+        self._losses[worker_id] = 0
+        self._admit(worker_id)
+        asked.set()
+
+    def _admit(self, worker_id: str) -> None:
+        self._record()
+        self.begin(worker_id)
+        self._handle(WorkerJoined(worker_id=worker_id))
+        if worker_id in self._asked:
+            self._asked.discard(worker_id)
+            self._handle(WorkerHealed(worker_id=worker_id))
 
     async def _pause_before(self, worker_id: str, seconds: float) -> None:
         """Wait before a start; not longer than until the owner asks for it."""

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfyfleet.config import pack_dir
+from comfyfleet.config import Remote, pack_dir
 from comfyfleet.errors import FleetError, Problem, RunCancelled, RunError, RunFailed
 from comfyfleet.fleet.care import Care
 from comfyfleet.fleet.insight import Snapshot
@@ -24,6 +24,7 @@ from comfyfleet.fleet.loans import Lending, Loan
 from comfyfleet.fleet.loop import Loop
 from comfyfleet.fleet.redact import without_secrets
 from comfyfleet.fleet.registry import write_record
+from comfyfleet.fleet.remote import RemoteSpec, remote_specs
 from comfyfleet.fleet.run import Delivery, Observer, OnEnd, Run, RunEvent
 from comfyfleet.fleet.seat import MASTER, Seat
 from comfyfleet.fleet.session import Session
@@ -73,8 +74,16 @@ class Fleet:
     Units bring the files home that their output nodes saved.
     """
 
-    def __init__(self, devices: Sequence[Device], host: Host, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        host: Host,
+        policy: Policy | None = None,
+        remotes: Sequence[Remote] = (),
+    ) -> None:
+        """``remotes``: workers elsewhere; they join when they are there."""
         self._devices = list(devices)
+        self._remotes = list(remotes)
         self._host = host
         self._dispatch = Dispatch(policy)
         self._runs: dict[str, tuple[Run, Observer | None, OnEnd | None]] = {}
@@ -92,7 +101,9 @@ class Fleet:
         self.seat = Seat(self._dispatch, self._loop, self._handle, self._hand_in)
         #: What happened and what is: see ``fleet.ledger``.
         names = zip(worker_ids(self._devices), self._devices, strict=True)
-        self.ledger = Ledger(self._dispatch, {name: device.id for name, device in names})
+        known = {name: device.id for name, device in names}
+        known |= {each.name: each.url for each in remotes if each.enabled}
+        self.ledger = Ledger(self._dispatch, known)
         self._memory = MemoryWatch(self._ask_memory)
 
     def __enter__(self) -> Fleet:
@@ -194,6 +205,10 @@ class Fleet:
         """Call this, on the fleet's loop, with the id of each worker whose process has ended."""
         self._on_worker_lost = listener
 
+    def add(self, remote: Remote) -> None:
+        """A worker elsewhere, from now on; one of its name gets the new address."""
+        self._loop.post(self._add, remote)
+
     def snapshot(self) -> Snapshot:
         """Everything at this moment, with memory: it may have to wait a second for that."""
         return self._memory.complete(self.ledger.snapshot())
@@ -251,19 +266,20 @@ class Fleet:
             await asyncio.wait({stopped, started}, return_when=asyncio.FIRST_COMPLETED)
             if not stopped.done():
                 await started
-                self._welcome(self._actors, session)
+                await self._welcome(self._actors, session)
                 await stopped
             started.cancel()
         finally:
             self._fail_all(FleetError("the fleet was closed"))
             session.stop()
 
-    def _specs(self, session: Session) -> list[WorkerSpec]:
+    def _specs(self, session: Session) -> list[WorkerSpec | RemoteSpec]:
         names = worker_ids(self._devices)
         folders: dict[str, Path] = {name: session.worker_folder(name) for name in names}
-        return worker_specs(self._devices, self._host, folder_of=folders, pack=pack_dir())
+        own = worker_specs(self._devices, self._host, folder_of=folders, pack=pack_dir())
+        return [*own, *remote_specs(self._remotes, self._host, session.folder)]
 
-    def _welcome(self, actors: Actors, session: Session) -> None:
+    async def _welcome(self, actors: Actors, session: Session) -> None:
         def record() -> None:
             infos = list(actors.infos.values())
             self.ledger.meet(infos)
@@ -275,7 +291,19 @@ class Fleet:
         for worker_id in actors.infos:
             self._care.begin(worker_id)
             self._handle(WorkerJoined(worker_id=worker_id))
+        await self._care.seek_all()
         self._ready.set_result(None)
+
+    def _add(self, remote: Remote) -> None:
+        assert self._actors is not None and self._care is not None and self._session is not None
+        known = remote.name in self._actors.ids
+        for spec in remote_specs([remote], self._host, self._session.folder):
+            self._actors.expect(spec)
+            self.ledger.expect(spec.id, remote.url)
+            if known:
+                self._care.hurry(spec.id)
+            else:
+                self._care.seek(spec.id)
 
     def _handle_lost(self, event: Event) -> None:
         """A worker joined or was lost: its attempt is over before dispatch gives it to another."""

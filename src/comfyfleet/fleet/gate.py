@@ -113,8 +113,9 @@ class Gate:
         if not self._is_known(caller.host):
             raise AccessError(
                 403,
-                f"{caller.host[:80]!r} is no name of this machine. If it is yours, add it to "
-                "COMFYFLEET_HOSTS and start ComfyUI again; or use a token.",
+                f"{caller.host[:80]!r} is no name of this machine. If it is yours, let it "
+                "be known (`comfyfleet config set hosts NAME`) and start ComfyUI again; or use a "
+                "token.",
             )
 
     def _is_known(self, host: str) -> bool:

@@ -98,6 +98,11 @@ class Ledger:
             for info in infos:
                 self._workers[info.id].meet(info)
 
+    def expect(self, worker_id: str, device: str) -> None:
+        """A worker that the fleet did not have at first."""
+        with self._lock:
+            self._workers.setdefault(worker_id, WorkerRecord(worker_id, device))
+
     def begin(self, event: RunSubmitted) -> None:
         """A run was submitted."""
         with self._lock:

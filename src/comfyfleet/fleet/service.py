@@ -7,9 +7,10 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from comfyfleet.config import STAGGER, WORKERS, is_worker
+from comfyfleet.config import STAGGER, WORKERS, Config, Remote, is_worker
+from comfyfleet.errors import InputError
 from comfyfleet.fleet.fleet import Fleet
-from comfyfleet.fleet.spec import Host
+from comfyfleet.fleet.spec import Host, worker_ids
 from comfyfleet.planner import Device, choose_devices, find_devices
 from comfyfleet.work import Policy
 
@@ -17,13 +18,19 @@ from comfyfleet.work import Policy
 class Service:
     """Keeps one fleet for a master. Thread-safe."""
 
-    def __init__(self, host: Host, own_device: Callable[[], str]) -> None:
+    def __init__(
+        self, host: Host, own_device: Callable[[], str], config: Callable[[], Config]
+    ) -> None:
+        """``config`` reads what the owner has set; asked when it is needed."""
         self._host = host
         self._own_device = own_device
+        self._config = config
         # Starting a fleet takes seconds: asking for the devices must not wait for it.
         self._devices_lock = threading.Lock()
         self._fleet_lock = threading.Lock()
         self._devices: list[Device] | None = None
+        #: Those that dialled in, by name.
+        self._joined: dict[str, Remote] = {}
         self._fleet: Fleet | None = None
         self._starting: Fleet | None = None
 
@@ -38,9 +45,30 @@ class Service:
             return self._devices
 
     def _chosen(self) -> list[Device]:
-        request = WORKERS.read()
+        request = self._config().value(WORKERS)
         found = [] if request == "0" else find_devices()
         return choose_devices(request, found, taken=[self._own_device()])
+
+    def remotes(self) -> list[Remote]:
+        """The workers elsewhere; none inside a worker. Raises InputError for a wrong setting."""
+        if is_worker():
+            return []
+        named = [each for each in self._config().remotes() if each.enabled]
+        return [*named, *list(self._joined.values())]
+
+    def join(self, remote: Remote) -> None:
+        """A worker that dialled in. Raises InputError if one of another kind has its name."""
+        own = worker_ids(self.devices())
+        if remote.name in own or any(each.name == remote.name for each in self._config().workers):
+            raise InputError(f"a worker called {remote.name!r} is there; choose another name.")
+        self._joined[remote.name] = remote
+        if self._fleet is not None:
+            self._fleet.add(remote)
+
+    @property
+    def names(self) -> list[str]:
+        """The workers that the fleet has, or will have. Raises InputError for a wrong setting."""
+        return [*worker_ids(self.devices()), *(each.name for each in self.remotes())]
 
     def fleet(self) -> Fleet:
         """The fleet, started if it is not, and anew if all of its workers were given up."""
@@ -50,7 +78,9 @@ class Service:
                 self._fleet.close()
                 self._fleet = None
             if self._fleet is None:
-                fleet = Fleet(devices, self._host, Policy(stagger_s=STAGGER.read_seconds()))
+                stagger_s = self._config().value(STAGGER)
+                policy = Policy(stagger_s=stagger_s)
+                fleet = Fleet(devices, self._host, policy, self.remotes())
                 self._starting = fleet
                 try:
                     fleet.start()

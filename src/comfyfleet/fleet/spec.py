@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from comfyfleet.config import WORKER_MARK
@@ -52,6 +52,8 @@ class Host:
     url: str = ""
     #: Where the workers' logs are kept; None: in their own folders, which go with the fleet.
     logs: Path | None = None
+    #: The owner's input, output and temp folders, in which prompts name files.
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

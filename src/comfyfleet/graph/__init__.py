@@ -21,6 +21,7 @@ from comfyfleet.graph.branches import (
 )
 from comfyfleet.graph.digest import digest, model_key, node_digests
 from comfyfleet.graph.files import FileRef, find_files, looks_like_file, missing_files
+from comfyfleet.graph.literal import with_literals
 from comfyfleet.graph.prompt import (
     Link,
     Prompt,
@@ -35,12 +36,12 @@ from comfyfleet.graph.prompt import (
 )
 from comfyfleet.graph.slice import cut, new_id, upstream
 from comfyfleet.graph.split import find_splits, slice_bounds, slices_nodes
+from comfyfleet.graph.values import VALUE_TYPES, convert, value_lines
 from comfyfleet.graph.vary import (
     clone_share,
     find_seeds,
     repeat,
     set_input,
-    value_lines,
     vary,
     vary_seeds,
     varying_nodes,
@@ -49,6 +50,7 @@ from comfyfleet.graph.vary import (
 __all__ = [
     "BRANCH_CLASS",
     "DISPATCHING",
+    "VALUE_TYPES",
     "FileRef",
     "Link",
     "Prompt",
@@ -56,6 +58,7 @@ __all__ = [
     "border",
     "can_travel",
     "clone_share",
+    "convert",
     "cut",
     "digest",
     "downstream",
@@ -88,4 +91,5 @@ __all__ = [
     "varying_nodes",
     "with_branches",
     "with_input",
+    "with_literals",
 ]

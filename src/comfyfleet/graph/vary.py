@@ -19,6 +19,7 @@ from comfyfleet.graph.prompt import (
     with_input,
 )
 from comfyfleet.graph.slice import upstream
+from comfyfleet.graph.values import value_lines
 
 Node = Mapping[str, Any]
 #: Returns a node as a share sees it; InputError if the node does not say.
@@ -75,14 +76,6 @@ def clone_share(
         new_ids[node_id]: relink(node, new_ids) for node_id, node in varied.items()
     }
     return clones, (new_ids[source], slot)
-
-
-def value_lines(text: str) -> list[str]:
-    """Return the values that a text holds, one on each line that is not blank."""
-    values = [line.strip() for line in text.splitlines() if line.strip()]
-    if not values:
-        raise InputError("input 'values' is empty; write one value per line")
-    return values
 
 
 def find_seeds(prompt: Prompt) -> list[tuple[str, str]]:

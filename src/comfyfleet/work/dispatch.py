@@ -224,7 +224,10 @@ class Dispatch:
     def _take_failure(self, job: Job, worker: Worker, failure: Failure) -> None:
         if worker.id in job.shortages:
             job.second_try, job.tried_again = None, True
-        if failure.kind == "out_of_memory":
+        if failure.kind == "unfit":
+            job.unfit[worker.id] = failure
+            self._board.note(job, "was refused by", worker)
+        elif failure.kind == "out_of_memory":
             job.shortages[worker.id] = failure
             self._board.note(job, "ran out of memory on", worker)
         else:

@@ -21,9 +21,18 @@ def nobody_serves(run: Run, stuck: Sequence[str]) -> str:
     return "no worker is left that may run it; " + "; ".join(parts)
 
 
+def nobody_fits(job: Job) -> str:
+    """What each worker lacks."""
+    text = "\n".join(f"on worker {who}: {failure.message}" for who, failure in job.unfit.items())
+    return (
+        f"no worker can run unit {job.id}; install there what is missing, or leave it out\n{text}"
+    )
+
+
 def unit_failed(job: Job, nobody_else: str = "") -> str:
     """The failures in the workers' own words, and why nobody tries again."""
-    text = "\n".join(f"on worker {who}: {failure}" for who, failure in job.failures.items())
+    ends = (*job.failures.items(), *job.unfit.items())
+    text = "\n".join(f"on worker {who}: {failure}" for who, failure in ends)
     head = f"unit {job.id} failed on {_counted(len(job.failures), 'worker')}"
     return f"{head}{f' ({nobody_else})' if nobody_else else ''}\n{text}"
 
@@ -39,7 +48,7 @@ def unit_out_of_memory(job: Job) -> str:
     """Who ran out of memory with it, and who failed otherwise; nobody else may take it."""
     num = _counted(len(job.shortages), "worker")
     again = "; once more after all memory was freed there" if job.tried_again else ""
-    ends = (*job.shortages.items(), *job.failures.items())
+    ends = (*job.shortages.items(), *job.failures.items(), *job.unfit.items())
     text = "\n".join(f"on worker {who}: {failure}" for who, failure in ends)
     names = _listed(list(job.shortages))
     return (

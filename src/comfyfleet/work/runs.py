@@ -151,5 +151,7 @@ class Runs:
             self._fail(job.run, messages.unit_out_of_memory(job))
         elif job.failures:
             self._fail(job.run, messages.unit_failed(job, "no other worker may try it"))
+        elif job.unfit:
+            self._fail(job.run, messages.nobody_fits(job))
         else:
             self._fail_for_nobody(job.run)

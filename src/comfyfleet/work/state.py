@@ -152,7 +152,9 @@ class Job:
     failures: dict[str, Failure] = field(default_factory=dict)
     #: Worker id -> how it ran out of memory there, the first one first.
     shortages: dict[str, Failure] = field(default_factory=dict)
-    #: The one of them that may take it again, with all memory free: for want of others.
+    #: Worker id -> what it lacks to run it.
+    unfit: dict[str, Failure] = field(default_factory=dict)
+    #: Of those short of memory, one that may take it again, all memory free: for want of others.
     second_try: str | None = None
     #: Has a second try failed?
     tried_again: bool = False
@@ -168,7 +170,7 @@ class Job:
     def barred(self) -> frozenset[str]:
         """Workers that may not take it (again)."""
         short = (who for who in self.shortages if who != self.second_try)
-        return frozenset((*self.failures, *short))
+        return frozenset((*self.failures, *self.unfit, *short))
 
     @property
     def troubled(self) -> frozenset[str]:

@@ -67,13 +67,14 @@ class Failure:
     """Why an attempt failed, in the worker's own words.
 
     ``out_of_memory`` is neither the workflow's fault nor the worker's: another may have more.
+    ``unfit`` was said before anything began: the worker lacks a node class, a file or the like.
     """
 
     message: str
     traceback: str = ""
     node_id: str | None = None
     class_type: str | None = None
-    kind: Literal["error", "out_of_memory"] = "error"
+    kind: Literal["error", "out_of_memory", "unfit"] = "error"
 
     def __str__(self) -> str:
         where = f"node {self.node_id} ({self.class_type}): " if self.node_id else ""

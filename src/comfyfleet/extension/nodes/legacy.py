@@ -20,7 +20,8 @@ from comfyfleet.extension.nodes.batches import (
     FleetEmptyImage,
 )
 from comfyfleet.extension.nodes.collector import ask, collect, missed
-from comfyfleet.extension.nodes.values import FleetModelName, FleetSeed, convert
+from comfyfleet.extension.nodes.values import FleetModelName, FleetSeed
+from comfyfleet.graph import convert
 
 
 def _renamed(schema: io.Schema, node_id: str, display_name: str) -> io.Schema:

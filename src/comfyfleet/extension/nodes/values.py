@@ -6,19 +6,10 @@ shares ``graph.vary`` rewrites their inputs before a worker sees them.
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import io
 
 from comfyfleet.errors import InputError
-from comfyfleet.graph import value_lines
-
-_CONVERT: dict[str, Any] = {
-    "STRING": str,
-    "INT": int,
-    "FLOAT": float,
-    "BOOLEAN": lambda text: {"true": True, "false": False}[text.strip().lower()],
-}
+from comfyfleet.graph import VALUE_TYPES, convert, value_lines
 
 
 class FleetSeed(io.ComfyNode):
@@ -64,7 +55,7 @@ class FleetValue(io.ComfyNode):
             inputs=[
                 io.String.Input("values", multiline=True, tooltip="One value per line."),
                 io.Combo.Input(
-                    "type", options=list(_CONVERT), tooltip="What each line is converted to."
+                    "type", options=list(VALUE_TYPES), tooltip="What each line is converted to."
                 ),
             ],
             outputs=[io.AnyType.Output("value", "value")],
@@ -105,13 +96,3 @@ class FleetModelName(io.ComfyNode):
     @classmethod
     def execute(cls, text: str) -> io.NodeOutput:
         return io.NodeOutput(text, ui={"text": [text]})
-
-
-def convert(text: str, type: str) -> Any:
-    """A line as STRING, INT, FLOAT or BOOLEAN. Raises InputError naming line and type."""
-    if type not in _CONVERT:
-        raise InputError(f"type {type!r}: give one of {', '.join(_CONVERT)}.")
-    try:
-        return _CONVERT[type](text)
-    except (ValueError, KeyError):
-        raise InputError(f"{text!r} is no {type}: write one {type} per line.") from None

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from comfyfleet.comfy.problems import problems_of
+from comfyfleet.client.problems import problems_of
 
 PROMPT = {
     "3": {"class_type": "KSampler", "inputs": {}},

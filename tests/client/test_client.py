@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-import aiohttp
 import pytest
 from aiohttp import web
 
-from comfyfleet.comfy.client import ComfyClient
+from comfyfleet.client.comfyui import ComfyClient
+from comfyfleet.client.link import Endpoint, Link
 
 
 class SlowServer:
@@ -58,15 +58,16 @@ async def cancel_while_queueing() -> list[str]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     address = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    async with aiohttp.ClientSession() as session:
-        run = ComfyClient(address, session).run({}, "one", lambda done: None)
-        task = asyncio.ensure_future(run)
-        await server.arrived.wait()
-        task.cancel()
-        await asyncio.sleep(0)
-        server.go_on.set()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+    link = Link(Endpoint(url=address))
+    run = ComfyClient(link).run({}, "one", lambda done: None)
+    task = asyncio.ensure_future(run)
+    await server.arrived.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    server.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await link.close()
     await runner.cleanup()
     return server.pending
 

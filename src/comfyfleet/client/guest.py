@@ -1,0 +1,199 @@
+"""The routes of this extension on another machine's ComfyUI: typed values there and back.
+
+All bytes travel in pieces, several at a time, and after a break only the pieces that were on their
+way are sent again. What goes there is named by its content (SHA-256), so nothing is sent twice. See
+``extension.guest`` for the other side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from comfyfleet import api
+from comfyfleet.api.guest import PIECE_BYTES
+from comfyfleet.client.codec import element_sizes, from_json, to_json
+from comfyfleet.client.encoding import RAW, SHUFFLED, Bytes, decompress
+from comfyfleet.client.link import Link, read_limited
+from comfyfleet.errors import InputError, Unreachable
+from comfyfleet.work import Packed
+
+BASE = f"{api.BASE}/guest"
+
+#: Of one result: more than a machine's memory.
+_MAX_BYTES = 1 << 40
+#: Enough to fill a link while pieces are compressed, and to hide that each one is asked for.
+_AT_ONCE = 4
+#: The first piece is short, and shows how fast the link is.
+_PROBE_BYTES = 1 << 20
+#: Bytes per second below which compression is faster than the link.
+_SLOW = 40e6
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Bytes ``start`` to ``stop`` of buffer number ``buffer``."""
+
+    buffer: int
+    start: int
+    stop: int
+
+
+class Guest:
+    """Values to and from one ComfyUI that has the extension."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    async def hello(self) -> dict[str, Any] | None:
+        """What the extension there says of itself; None if it is not there.
+
+        Raises InputError if it does not let us in.
+        """
+        status, answer = await self._link.ask("GET", f"{BASE}/hello")
+        if status in (401, 403):
+            said = answer.get("error") if isinstance(answer, dict) else None
+            raise InputError(f"{self._link.url}: {said or 'it does not let us in'}")
+        return answer if status == 200 and isinstance(answer, dict) else None
+
+    async def ship(self, prompt_id: str, values: Mapping[str, Packed]) -> None:
+        """Make values known there, for as long as this prompt is."""
+        described = {}
+        for digest, packed in values.items():
+            names = [await self._put(buffer) for buffer in packed.buffers]
+            described[digest] = {"skeleton": to_json(packed), "buffers": names}
+        await self._ask("PUT", f"/prompts/{prompt_id}", described)
+
+    async def fetch(self, prompt_id: str) -> Packed | None:
+        """What the prompt's return node left there; None if it left nothing."""
+        answer = await self._ask("GET", f"/prompts/{prompt_id}")
+        if answer.get("skeleton") is None:
+            return None
+        sizes = _sizes_in(answer, self._link.url)
+        skeleton = from_json(answer["skeleton"], sizes)
+        elements = dict(element_sizes(skeleton))
+        buffers = [np.empty(size, np.uint8) for size in sizes]
+        pieces = _pieces(sizes)
+        encoding = RAW
+        if sum(sizes) > 2 * _PROBE_BYTES:
+            begun = time.monotonic()
+            await self._get(prompt_id, pieces[0], RAW, 1, buffers)
+            size = pieces.pop(0).stop
+            encoding = SHUFFLED if size / (time.monotonic() - begun + 1e-9) < _SLOW else RAW
+        await _at_once(
+            self._get(prompt_id, each, encoding, elements.get(each.buffer, 1), buffers)
+            for each in pieces
+        )
+        return Packed(skeleton, buffers)
+
+    async def forget(self, prompt_id: str) -> None:
+        """Let go of what is kept there for a prompt."""
+        await self._ask("DELETE", f"/prompts/{prompt_id}")
+
+    async def _put(self, buffer: Bytes) -> str:
+        """Send a buffer, or what of it is not there; its name."""
+        data: memoryview = memoryview(buffer)  # type: ignore[arg-type]
+        name = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
+        path = f"/blobs/{name}?size={len(data)}"
+        there = (await self._ask("GET", path)).get("start")
+        while isinstance(there, int) and 0 <= there < len(data):
+            piece = bytes(data[there : there + PIECE_BYTES])
+            there = (await self._ask("PUT", f"{path}&start={there}", data=piece)).get("start")
+        if there != len(data):
+            raise Unreachable(self._link.url, f"it has {there} of {len(data)} bytes of a value")
+        return name
+
+    async def _get(
+        self, prompt_id: str, piece: _Piece, encoding: str, item: int, buffers: list[Bytes]
+    ) -> None:
+        """Put a piece into its place."""
+        size = piece.stop - piece.start
+        path = f"{BASE}/prompts/{prompt_id}/{piece.buffer}"
+        query = f"?start={piece.start}&stop={piece.stop}&encoding={encoding}"
+
+        async def read() -> bytes:
+            async with self._link.request("GET", path + query) as response:
+                if response.status != 200:
+                    raise InputError(f"{self._link.url} answered {response.status} for a result.")
+                return await read_limited(response, size + size // 8 + 1024)
+
+        data = await self._patiently(read)
+        if encoding == RAW:
+            if len(data) != size:
+                raise Unreachable(self._link.url, f"{len(data)} bytes where {size} were announced")
+            found: Bytes = np.frombuffer(data, np.uint8)
+        else:
+            found = await asyncio.to_thread(decompress, data, item, size)
+        buffers[piece.buffer][piece.start : piece.stop] = found
+
+    async def _ask(
+        self, method: str, path: str, body: Any = None, data: bytes | None = None
+    ) -> dict[str, Any]:
+        """Raises InputError with what was refused, Unreachable if there is no answer."""
+
+        async def ask() -> tuple[int, Any]:
+            return await self._link.ask(method, BASE + path, body, data=data)
+
+        status, answer = await self._patiently(ask)
+        if not isinstance(answer, dict):
+            raise Unreachable(self._link.url, f"it answered {status} and no JSON to {path}")
+        if status != 200:
+            raise InputError(f"{self._link.url}: {answer.get('error', status)}")
+        return answer
+
+    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Again after each break, for about a minute."""
+        for pause_s in _PAUSES_S:
+            try:
+                return await work()
+            except Unreachable:
+                await asyncio.sleep(pause_s)
+        return await work()
+
+
+def _sizes_in(answer: Mapping[str, Any], url: str) -> list[int]:
+    sizes = answer.get("sizes")
+    if not isinstance(sizes, list) or any(type(size) is not int or size < 0 for size in sizes):
+        raise Unreachable(url, "it sent a result without sizes")
+    if sum(sizes) > _MAX_BYTES:
+        raise Unreachable(url, f"it announced a result of {sum(sizes)} bytes")
+    return sizes
+
+
+def _pieces(sizes: list[int]) -> list[_Piece]:
+    """All bytes of all buffers; the first piece is short."""
+    found: list[_Piece] = []
+    for i, size in enumerate(sizes):
+        start = 0
+        while start < size:
+            length = PIECE_BYTES if found else _PROBE_BYTES
+            found.append(_Piece(i, start, min(size, start + length)))
+            start += length
+    return found
+
+
+async def _at_once(work: Iterable[Awaitable[None]]) -> None:
+    """Some at a time; the first error ends all."""
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(each: Awaitable[None]) -> None:
+        async with slots:
+            await each
+
+    tasks = [asyncio.ensure_future(one(each)) for each in work]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

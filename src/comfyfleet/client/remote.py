@@ -1,0 +1,265 @@
+"""A ComfyUI known by its address as a worker: runs units there and brings the results home.
+
+It may be a plain ComfyUI, of which nothing is asked but its own routes: then results are pictures
+in 8 bits. With this extension there, any value comes as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+from comfyfleet.client.attempt import Attempt, throttled
+from comfyfleet.client.comfyui import ComfyClient, Message
+from comfyfleet.client.guest import Guest
+from comfyfleet.client.inventory import Inventory
+from comfyfleet.client.link import Link
+from comfyfleet.client.pictures import (
+    RETURN_NODE,
+    entries,
+    fetch,
+    fetch_files,
+    fetch_values,
+    unreturnable,
+    with_previews,
+)
+from comfyfleet.client.uploads import Uploads
+from comfyfleet.errors import InputError, Unfit, Unreachable
+from comfyfleet.graph import with_input, with_literals
+from comfyfleet.work import HISTORY, Mirrored, Packed, Prompt, Result, SavedFile, Told
+
+#: The input of a return node that names the attempt.
+ATTEMPT = "comfyfleet_attempt"
+#: The oldest ComfyUI whose routes do what is asked of them here.
+OLDEST = (0, 3, 75)
+#: An owner whose clock is further off may wonder about times in logs and files.
+_MAX_CLOCK_S = 300.0
+
+Tell = Callable[[Told], None]
+OnProgress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Greeting:
+    """What a ComfyUI says of itself."""
+
+    version: str
+    device: str
+    device_name: str
+    has_extension: bool
+    #: What its owner should know; nothing that forbids to use it.
+    note: str
+
+
+class RemoteRunner:
+    """Runs one unit at a time. Made, and used, on one event loop."""
+
+    def __init__(self, link: Link, folders: Mapping[str, Path]) -> None:
+        """``folders``: where the files lie that prompts name (input, output, temp)."""
+        self._link = link
+        self._client = ComfyClient(link)
+        self._attempt = Attempt(self._client)
+        self._uploads = Uploads(link, folders)
+        self._guest = Guest(link)
+        self._has_extension = False
+        self._inventory: Inventory | None = None
+
+    @property
+    def inventory(self) -> Inventory:
+        """What can run there; known after ``greet``."""
+        assert self._inventory is not None
+        return self._inventory
+
+    async def greet(self) -> Greeting:
+        """See who is there. Raises Unreachable, or InputError if it does not let us in."""
+        url = self._link.url
+        status, stats = await self._link.ask("GET", "/system_stats")
+        if status in (401, 403):
+            raise InputError(f"{url} does not let us in ({status}); give its token.")
+        system = stats.get("system") if isinstance(stats, dict) else None
+        if status != 200 or not isinstance(system, dict):
+            raise Unreachable(url, f"it answers ({status}), but not as a ComfyUI does")
+        version = str(system.get("comfyui_version", ""))
+        if _number(version) < OLDEST:
+            oldest = ".".join(map(str, OLDEST))
+            raise InputError(f"{url} is ComfyUI {version or 'of old'}; {oldest} is needed: update.")
+        hello = await self._guest.hello()
+        self._has_extension = hello is not None
+        _, described = await self._link.ask("GET", "/object_info")
+        self._inventory = Inventory(url, described)
+        return _greeting(version, stats, hello, await self._clock_off_by())
+
+    async def _clock_off_by(self) -> float:
+        """Seconds by which its clock is ahead of ours, as far as it says."""
+        async with self._link.request("HEAD", "/system_stats") as response:
+            date = response.headers.get("Date", "")
+        try:
+            return parsedate_to_datetime(date).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+
+    def lacks(self, prompt: Prompt) -> list[str]:
+        """What is missing there to run a prompt, as far as is known without sending its files."""
+        plain = prompt if self._has_extension else with_literals(prompt)
+        return self._lacking(plain, {})
+
+    async def memory(self) -> tuple[int, int]:
+        """Free and total bytes of its device. Raises Unreachable if it does not answer."""
+        _, stats = await self._link.ask("GET", "/system_stats")
+        device = _first_device(stats)
+        return int(device.get("vram_free", 0)), int(device.get("vram_total", 0))
+
+    async def run(
+        self,
+        prompt: Prompt,
+        prompt_id: str,
+        on_progress: OnProgress,
+        values: Mapping[str, Packed],
+    ) -> Result:
+        """Run a unit to its end; raises as ComfyClient.run, and Unfit before anything begins."""
+        ready = await self._prepared(prompt, values)
+        stands: dict[str, str] = {}
+        if self._has_extension:
+            ready = _with_key(ready, prompt_id)
+            if values:
+                await self._guest.ship(prompt_id, values)
+        else:
+            ready, stands = with_previews(ready)
+        try:
+            work = self._client.run(ready, prompt_id, throttled(on_progress))
+            outputs = (await self._attempt.end_of(work, prompt_id))["outputs"]
+            returned = await self._returned(ready, prompt_id, outputs, stands)
+        finally:
+            if self._has_extension:
+                await self._guest.forget(prompt_id)
+        files = await fetch_files(self._link, outputs, list(stands))
+        return Result(values=returned, files=tuple(files))
+
+    async def mirror(
+        self, prompt: Prompt, asked: Mirrored, on_progress: OnProgress, tell: Tell
+    ) -> Result:
+        """Run a client's whole prompt and tell all of it; raises as ``run`` does."""
+        ready = await self._prepared(prompt, {})
+        lacking = [f"output node {node}" for node in asked.outputs if node not in ready]
+        if lacking:
+            raise Unfit(f"{self._link.url} cannot run {', '.join(lacking)}")
+        told: asyncio.Queue[Message | None] = asyncio.Queue()
+        teller = asyncio.ensure_future(self._tell_all(told, tell))
+        work = self._client.run(
+            ready, asked.prompt_id, throttled(on_progress), asked=asked, on_message=told.put_nowait
+        )
+        try:
+            await self._attempt.end_of(work, asked.prompt_id)
+        finally:
+            told.put_nowait(None)
+            await teller
+            entry = await self._client.history(asked.prompt_id)
+            if entry is not None:
+                kept = {key: entry[key] for key in ("outputs", "meta", "status") if key in entry}
+                tell(Told(HISTORY, kept, ()))
+        return Result(values=None)
+
+    async def interrupt(self, prompt_id: str) -> None:
+        """Stop the prompt."""
+        await self._attempt.interrupt(prompt_id)
+
+    async def free(self, request: Mapping[str, Any]) -> None:
+        """Unload models, or free memory, as ComfyUI's /free understands it."""
+        await self._client.free(request)
+
+    async def _prepared(self, prompt: Prompt, values: Mapping[str, Packed]) -> Prompt:
+        """The prompt as it can run there, its files sent. Raises Unfit if it cannot."""
+        plain: Prompt = prompt if self._has_extension else with_literals(prompt)
+        lacking = self._lacking(plain, values)
+        if lacking:
+            raise Unfit(f"{self._link.url} lacks {'; '.join(lacking)}")
+        sent, names = await self._uploads.send(plain)
+        adapted = self.inventory.adapted(sent)
+        lacking = self.inventory.lacks(_without_returns(adapted), names)
+        if lacking:
+            raise Unfit(f"{self._link.url} lacks {'; '.join(lacking)}")
+        return adapted
+
+    def _lacking(self, prompt: Prompt, values: Mapping[str, Packed]) -> list[str]:
+        """What no upload mends."""
+        own = prompt if self._has_extension else _without_returns(prompt)
+        missing = {node["class_type"] for node in own.values()} - set(self.inventory.classes)
+        found = [f"node class {name}" for name in sorted(missing)]
+        if not self._has_extension and not missing:
+            found += unreturnable(prompt, self.inventory)
+            found += ["this extension, for values that come with the unit"] if values else []
+        return found
+
+    async def _returned(
+        self, prompt: Prompt, prompt_id: str, outputs: Mapping[str, Any], stands: Mapping[str, str]
+    ) -> Packed | None:
+        if not self._has_extension:
+            return await fetch_values(self._link, outputs, stands)
+        if all(node["class_type"] != RETURN_NODE for node in prompt.values()):
+            return None
+        return await self._guest.fetch(prompt_id)
+
+    async def _tell_all(self, told: asyncio.Queue[Message | None], tell: Tell) -> None:
+        """In their order, with the files that they name."""
+        while (message := await told.get()) is not None:
+            event, data = message
+            named = event == "executed" and isinstance(data.get("output"), Mapping)
+            tell(Told(event, data, await self._files(data["output"]) if named else ()))
+
+    async def _files(self, output: Mapping[str, Any]) -> tuple[SavedFile, ...]:
+        return tuple([await self._file(entry) for _, entry in entries({"": output})])
+
+    async def _file(self, entry: Mapping[str, Any]) -> SavedFile:
+        data = await fetch(self._link, entry)
+        content = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+        return SavedFile(
+            kind=entry["type"],
+            subfolder=str(entry.get("subfolder", "")),
+            name=entry["filename"],
+            data=data,
+            stamp=(content, len(data)),
+        )
+
+
+def _with_key(prompt: Prompt, key: str) -> Prompt:
+    return {
+        node_id: with_input(node, ATTEMPT, key) if node["class_type"] == RETURN_NODE else node
+        for node_id, node in prompt.items()
+    }
+
+
+def _without_returns(prompt: Prompt) -> Prompt:
+    return {key: node for key, node in prompt.items() if node["class_type"] != RETURN_NODE}
+
+
+def _greeting(
+    version: str, stats: Any, hello: Mapping[str, Any] | None, off_by_s: float
+) -> Greeting:
+    device = _first_device(stats)
+    notes = [] if hello else ["without this extension: pictures only, in 8 bits"]
+    if abs(off_by_s) > _MAX_CLOCK_S:
+        notes.append(f"its clock is off by {off_by_s:.0f} s; set it, for certificates and logs")
+    return Greeting(
+        version=version,
+        device=str(device.get("type", "unknown")),
+        device_name=str(device.get("name", "unknown")),
+        has_extension=hello is not None,
+        note="; ".join(notes),
+    )
+
+
+def _first_device(stats: Any) -> Mapping[str, Any]:
+    devices = stats.get("devices") if isinstance(stats, dict) else None
+    first = devices[0] if isinstance(devices, list) and devices else {}
+    return first if isinstance(first, Mapping) else {}
+
+
+def _number(version: str) -> tuple[int, ...]:
+    parts = version.removeprefix("v").split("-")[0].split(".")
+    return tuple(int(part) for part in parts if part.isdecimal())

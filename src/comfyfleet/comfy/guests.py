@@ -1,0 +1,164 @@
+"""What another machine's fleet leaves here for its prompts, and what it has not fetched yet.
+
+Values that come are files named by their content; they outlive their prompt, as the next one may
+name them again. Values that go stay in memory until they are fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from comfyfleet.api.guest import PIECE_BYTES
+from comfyfleet.client.codec import element_sizes, from_json, to_json
+from comfyfleet.client.encoding import RAW, SHUFFLED, compress
+from comfyfleet.comfy import returns, shipped
+from comfyfleet.comfy.values import pack
+from comfyfleet.errors import InputError
+from comfyfleet.work import Packed
+
+_NAME = re.compile(r"[0-9a-f]{64}")
+#: Of all values that came; the oldest go first.
+_KEPT_BYTES = 16 << 30
+#: Results that nobody has fetched: their fleet may be gone. A worker runs one unit at a time.
+_KEPT_RESULTS = 4
+#: Prompts whose values are held: their fleet may be gone without a word.
+_KEPT_PROMPTS = 16
+
+
+class Guests:
+    """Used on ComfyUI's event loop, but for what is said to be slow, which any thread may do."""
+
+    def __init__(self, folder: Path, kept_bytes: int = _KEPT_BYTES) -> None:
+        self._folder = folder
+        self._kept_bytes = kept_bytes
+        self._results: OrderedDict[str, Packed] = OrderedDict()
+        self._held: OrderedDict[str, None] = OrderedDict()
+
+    # Values that come.
+
+    def blob_start(self, name: str, size: int) -> int:
+        """How many bytes of a value of this size are here; all of them if it is whole."""
+        if self._whole(name).is_file():
+            return size
+        part = self._part(name)
+        return part.stat().st_size if part.is_file() else 0
+
+    def add(self, name: str, start: int, size: int, data: bytes) -> int:
+        """Bytes of a value from ``start`` on; how many of it are here now. Slow.
+
+        Raises InputError if they are not the next ones, or if the whole is not what its name says.
+        """
+        here = self.blob_start(name, size)
+        if start != here or start + len(data) > size or size > self._kept_bytes:
+            raise InputError(
+                f"bytes {start} to {start + len(data)} of {size} came where {here} are here; "
+                "go on there."
+            )
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part = self._part(name)
+        with part.open("ab") as file:
+            file.write(data)
+        if here + len(data) == size:
+            self._complete(name, part)
+        return here + len(data)
+
+    def hold(self, prompt_id: str, described: Mapping[str, Any]) -> None:
+        """Give a prompt its values. Slow. Raises InputError if one is not here."""
+        values = {digest: self._packed(each) for digest, each in described.items()}
+        shipped.hold(prompt_id, values)
+        self._held[prompt_id] = None
+        while len(self._held) > _KEPT_PROMPTS:
+            shipped.drop(self._held.popitem(last=False)[0])
+
+    # Values that go.
+
+    def manifest(self, prompt_id: str) -> dict[str, Any]:
+        """What a prompt has returned: a skeleton (None: nothing) and the sizes of its buffers."""
+        returned = returns.take(prompt_id)
+        if returned is not None:
+            self._results[prompt_id] = pack(returned, "the result")
+            while len(self._results) > _KEPT_RESULTS:
+                self._results.popitem(last=False)
+        packed = self._results.get(prompt_id)
+        if packed is None:
+            return {"skeleton": None, "sizes": []}
+        return {"skeleton": to_json(packed), "sizes": [len(each) for each in packed.buffers]}
+
+    def piece(self, prompt_id: str, buffer: int, start: int, stop: int, encoding: str) -> bytes:
+        """Bytes of a result. Slow. Raises InputError if there are none such."""
+        packed = self._results.get(prompt_id)
+        if packed is None or not 0 <= buffer < len(packed.buffers):
+            raise InputError(f"there is no buffer {buffer} of a result of prompt {prompt_id!r}.")
+        whole = packed.buffers[buffer]
+        if not 0 <= start <= stop <= min(len(whole), start + PIECE_BYTES):
+            raise InputError(
+                f"bytes {start} to {stop}: give at most {PIECE_BYTES} of {len(whole)}."
+            )
+        if encoding == RAW:
+            return bytes(memoryview(whole)[start:stop])
+        if encoding != SHUFFLED:
+            raise InputError(f"encoding {encoding!r}: choose {RAW} or {SHUFFLED}.")
+        return compress(whole[start:stop], dict(element_sizes(packed.skeleton)).get(buffer, 1))
+
+    def forget(self, prompt_id: str) -> None:
+        """Let go of a prompt's values, both ways."""
+        returns.take(prompt_id)
+        self._results.pop(prompt_id, None)
+        if prompt_id in self._held:
+            del self._held[prompt_id]
+            shipped.drop(prompt_id)
+
+    # Files.
+
+    def _complete(self, name: str, part: Path) -> None:
+        with part.open("rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        if digest.hexdigest() != name:
+            part.unlink()
+            raise InputError(f"value {name[:12]} arrived damaged; send it again.")
+        self._make_room(part.stat().st_size)
+        part.rename(self._whole(name))
+
+    def _make_room(self, size: int) -> None:
+        kept = sorted(self._folder.glob("*.blob"), key=lambda path: path.stat().st_mtime)
+        total = size + sum(path.stat().st_size for path in kept)
+        for path in kept:
+            if total <= self._kept_bytes:
+                return
+            total -= path.stat().st_size
+            path.unlink()
+
+    def _packed(self, described: Any) -> Packed:
+        if not isinstance(described, dict) or not isinstance(described.get("buffers"), list):
+            raise InputError('a value is {"skeleton": ..., "buffers": [names]}.')
+        buffers = [self._read(name) for name in described["buffers"]]
+        skeleton = from_json(described.get("skeleton"), [len(each) for each in buffers])
+        return Packed(skeleton, buffers)
+
+    def _read(self, name: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        path = self._whole(name)
+        if not path.is_file():
+            raise InputError(f"value {str(name)[:12]} is not here any more; send it again.")
+        path.touch()  # what is used stays longest
+        return np.fromfile(path, np.uint8)
+
+    def _whole(self, name: Any) -> Path:
+        return self._folder / f"{_checked(name)}.blob"
+
+    def _part(self, name: Any) -> Path:
+        return self._folder / f"{_checked(name)}.part"
+
+
+def _checked(name: Any) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InputError(f"{str(name)[:80]!r} is no name of a value: give its SHA-256 in hex.")
+    return name

@@ -1,0 +1,77 @@
+"""Routes for fleets of other machines that use this ComfyUI as a worker; see ``client.guest``."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from aiohttp import web
+
+from comfyfleet.api import guest as routes
+from comfyfleet.comfy.guests import Guests
+from comfyfleet.errors import InputError
+from comfyfleet.extension.access import serve
+from comfyfleet.extension.answers import Call
+
+#: What a fleet and its workers understand alike; another number is another language.
+PROTOCOL = 1
+_guests: Guests | None = None
+
+
+def install() -> None:
+    """Add the routes; before ComfyUI's server starts."""
+    serve(routes.HELLO, _hello)
+    serve(routes.BLOB_START, _start)
+    serve(routes.BLOB_ADD, _add)
+    serve(routes.HOLD, _hold)
+    serve(routes.MANIFEST, _manifest)
+    serve(routes.FORGET, _forget)
+    serve(routes.PIECE, _piece)
+
+
+def guests() -> Guests:
+    """What other fleets have left here. Made at first use."""
+    global _guests
+    if _guests is None:
+        _guests = Guests(Path(folder_paths.get_temp_directory()) / "comfyfleet-guests")
+    return _guests
+
+
+async def _hello(_call: Call) -> dict[str, Any]:
+    return {"comfyfleet": version("comfyfleet"), "protocol": PROTOCOL}
+
+
+async def _start(call: Call) -> dict[str, Any]:
+    return {"start": guests().blob_start(call["name"], call["size"])}
+
+
+async def _add(call: Call) -> dict[str, Any]:
+    data = await call.body()
+    start = await asyncio.to_thread(guests().add, call["name"], call["start"], call["size"], data)
+    return {"start": start}
+
+
+async def _hold(call: Call) -> dict[str, Any]:
+    described = await call.json()
+    if not isinstance(described, dict):
+        raise InputError("the body must be a JSON object.")
+    await asyncio.to_thread(guests().hold, call["prompt"], described)
+    return {}
+
+
+async def _manifest(call: Call) -> dict[str, Any]:
+    return guests().manifest(call["prompt"])
+
+
+async def _forget(call: Call) -> dict[str, Any]:
+    guests().forget(call["prompt"])
+    return {}
+
+
+async def _piece(call: Call) -> web.Response:
+    given = (call[name] for name in ("prompt", "buffer", "start", "stop", "encoding"))
+    data = await asyncio.to_thread(guests().piece, *given)
+    return web.Response(body=data, content_type="application/octet-stream")
