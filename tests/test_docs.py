@@ -13,6 +13,7 @@ import typer.main
 from comfyfleet.cli.app import app
 from comfyfleet.config import SETTINGS
 from scripts.docs import CONFIGURATION_PAGE, TABLES, with_tables
+from scripts.openapi import OPENAPI, as_text
 
 try:
     import tomllib
@@ -98,6 +99,10 @@ def test_the_flags_of_the_settings_are_options_of_the_command() -> None:
         option for each in COMMANDS.values() for param in each.params for option in param.opts
     }
     assert {setting.flag for setting in SETTINGS if setting.flag} <= options
+
+
+def test_the_description_of_our_routes_is_up_to_date() -> None:
+    assert OPENAPI.read_text(encoding="utf-8") == as_text(), "run: python scripts/openapi.py"
 
 
 def test_a_page_without_markers_is_refused() -> None:

@@ -20,6 +20,7 @@ VALUES: dict[str, tuple[str, Any, str, Any, str]] = {
     "journal": ("false", False, "false", False, "'false'"),
     "stagger": ("2.5", 2.5, " 20 ", 20.0, "-1"),
     "branches": ("true", True, "true", True, "[true]"),
+    "hosts": ("[a.example, b]", "a.example,b", " c.example ", "c.example", "https://a.example"),
 }
 IN_FILE = [setting for setting in SETTINGS if setting.key]
 

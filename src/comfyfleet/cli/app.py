@@ -29,6 +29,10 @@ Url = Annotated[
     str | None,
     typer.Option("--url", help="The ComfyUI to ask (default: the one here that has a fleet)."),
 ]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--token-file", help="A file with its token (default: COMFYFLEET_TOKEN)."),
+]
 
 
 def _version(asked: bool) -> None:
@@ -101,11 +105,12 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
     interval: Annotated[float, typer.Option(help="Seconds between two frames.")] = 1.0,
     url: Url = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Watch what a ComfyUI's fleet does."""
     from comfyfleet.cli.top import show_top
 
-    show_top(once=once, interval_s=interval, url=url)
+    show_top(once=once, interval_s=interval, url=url, token_file=token_file)
 
 
 @app.command()
@@ -114,11 +119,12 @@ def logs(
     lines: Annotated[int, typer.Option(help="How many of the last lines.")] = 50,
     follow: Annotated[bool, typer.Option("--follow", help="Go on with what comes.")] = False,
     url: Url = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Show what a worker prints."""
     from comfyfleet.cli.logs import show_log
 
-    show_log(worker, lines=lines, follow=follow, url=url)
+    show_log(worker, lines=lines, follow=follow, url=url, token_file=token_file)
 
 
 @app.command()
@@ -133,11 +139,12 @@ def share(
         typer.Option(min=0, max=86400, help="Seconds between two workers that load a model."),
     ] = None,
     url: Url = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Let workers take prompts from a ComfyUI's own queue."""
     from comfyfleet.cli.control import share_queue
 
-    share_queue(switch, master_computes=master, stagger_s=stagger, url=url)
+    share_queue(switch, master_computes=master, stagger_s=stagger, url=url, token_file=token_file)
 
 
 @app.command()
@@ -147,11 +154,51 @@ def worker(
         str, typer.Argument(metavar="ACTION", help="enable, disable, restart, interrupt or free.")
     ],
     url: Url = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Do something with a worker of a ComfyUI's fleet."""
     from comfyfleet.cli.control import change_worker
 
-    change_worker(worker, action, url=url)
+    change_worker(worker, action, url=url, token_file=token_file)
+
+
+@app.command()
+def pair(
+    there: Annotated[
+        str | None, typer.Argument(metavar="URL", help="The ComfyUI that shall be used.")
+    ] = None,
+    code: Annotated[
+        str | None, typer.Argument(metavar="CODE", help="What `comfyfleet pair` shows there.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What we are called there (default: this machine's name).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the token is kept (default: ComfyUI's user folder).")
+    ] = None,
+    url: Url = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Show a code for somebody else; or with URL and CODE, get a token of our own there."""
+    from comfyfleet.cli.pair import get_token, show_code
+
+    if there is None:
+        show_code(url=url, token_file=token_file)
+    else:
+        get_token(there, code, name=name, out=out)
+
+
+@app.command()
+def tokens(
+    action: Annotated[str, typer.Argument(metavar="list|revoke", help="What to do.")],
+    name: Annotated[str | None, typer.Argument(help="revoke: who holds the token.")] = None,
+    url: Url = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Show who holds a token of a ComfyUI's fleet, or take one back."""
+    from comfyfleet.cli.pair import change_tokens
+
+    change_tokens(action, name, url=url, token_file=token_file)
 
 
 @app.command()

@@ -16,18 +16,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from comfyfleet import api
+from comfyfleet.api.guest import PIECE_BYTES
 from comfyfleet.client.codec import from_json, layouts, to_json
 from comfyfleet.client.encoding import RAW, SHUFFLED, Bytes, Layout, decompress
 from comfyfleet.client.link import Link, read_limited
 from comfyfleet.errors import InputError, Unreachable
 from comfyfleet.work import Packed
 
-BASE = "/comfyfleet/v1/guest"
+BASE = f"{api.BASE}/guest"
 
 #: Of one result: more than a machine's memory.
 _MAX_BYTES = 1 << 40
-#: What is repeated after a break.
-PIECE_BYTES = 8 << 20
 #: Enough to fill a link while pieces are compressed, and to hide that each one is asked for.
 _AT_ONCE = 4
 #: The first piece is short, and shows how fast the link is.

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from comfyfleet.api.guest import PIECE_BYTES
 from comfyfleet.client.codec import from_json, layouts, to_json
 from comfyfleet.client.encoding import RAW, SHUFFLED, Layout, compress
-from comfyfleet.client.guest import PIECE_BYTES
 from comfyfleet.comfy import returns, shipped
 from comfyfleet.comfy.values import pack
 from comfyfleet.errors import InputError

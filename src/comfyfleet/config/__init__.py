@@ -15,6 +15,7 @@ from comfyfleet.config.remotes import Remote
 from comfyfleet.config.schema import WorkerEntry
 from comfyfleet.config.settings import (
     BRANCHES,
+    HOSTS,
     JOURNAL,
     MASTER_COMPUTES,
     SETTINGS,
@@ -28,6 +29,7 @@ from comfyfleet.config.settings import (
 __all__ = [
     "BRANCHES",
     "FILE_NAME",
+    "HOSTS",
     "JOURNAL",
     "MASTER_COMPUTES",
     "SETTINGS",

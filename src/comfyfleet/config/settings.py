@@ -68,6 +68,9 @@ def text_of(value: Any) -> str:
 _DEVICE = re.compile(r"(cuda|xpu):[0-9]{1,3}|mps|cpu")
 
 
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?")
+
+
 def _as_text(value: Any) -> Any:
     """A number or a list of devices, as YAML has them, in the form that has them all."""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -93,6 +96,18 @@ DEVICES: Kind[str] = Kind(
     "auto, a number of workers, or a list of devices such as cuda:0,cuda:1 or cpu,cpu",
 )
 FOLDER: Kind[str] = Kind(str, "a folder")
+
+
+def _is_names(text: str) -> str:
+    if all(_HOST.fullmatch(name.strip()) for name in text.split(",")):
+        return text
+    raise ValueError(text)
+
+
+HOST_NAMES: Kind[str] = Kind(
+    Annotated[str, BeforeValidator(_as_text), AfterValidator(_is_names)],
+    "host names without ports, such as studio.example or a.example,b.example",
+)
 
 COMFYUI_PATH = Setting(
     key="",
@@ -154,6 +169,14 @@ BRANCHES = Setting(
     help="true: independent branches of a prompt that sample run on several devices at the same "
     "time, as if each had a Fleet Branch.",
 )
+HOSTS = Setting(
+    key="hosts",
+    env="COMFYFLEET_HOSTS",
+    kind=HOST_NAMES,
+    default="",
+    help="Further host names under which browsers open this ComfyUI, such as that of a proxy. "
+    "Loopback, IP addresses and this machine's own name need not be named.",
+)
 SETTINGS: tuple[Setting[Any], ...] = (
     COMFYUI_PATH,
     WORKERS,
@@ -162,6 +185,7 @@ SETTINGS: tuple[Setting[Any], ...] = (
     JOURNAL,
     STAGGER,
     BRANCHES,
+    HOSTS,
 )
 #: Those that fleet.yaml may hold, by their key.
 BY_KEY = {setting.key: setting for setting in SETTINGS if setting.key}
