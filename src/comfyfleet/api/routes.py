@@ -148,7 +148,18 @@ PAIR = Route(
     errors=((409, "somebody of that name holds a token, or too many do"),),
 )
 
+JOIN = Route(
+    method="GET",
+    path="/join",
+    access=Access.TOKEN,
+    summary="A web socket by which a worker that cannot be reached lets this fleet use it.",
+    answer="Done",
+    query=(named("what the worker shall be called here", "worker"),),
+    errors=((409, "a worker of that name is there"),),
+)
+
 ROUTES = (
     SHARE, SET_SHARE, CANCEL, ACT, STATUS, LOG, METRICS, EVENTS, TOKENS, REVOKE, NEW_CODE, PAIR,
+    JOIN,
     *GUEST_ROUTES,
 )  # fmt: skip

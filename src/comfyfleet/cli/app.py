@@ -10,6 +10,7 @@ import typer
 
 from comfyfleet.cli import config
 from comfyfleet.cli.options import AsJson, ComfyUI, ConfigFile, Workers
+from comfyfleet.errors import InputError
 
 EPILOG = (
     "Exit codes: 0 done; 1 a run failed; 2 wrong input; 3 the fleet could not start; "
@@ -186,6 +187,28 @@ def pair(
         show_code(url=url, token_file=token_file)
     else:
         get_token(there, code, name=name, out=out)
+
+
+@app.command()
+def join(
+    to: Annotated[str, typer.Argument(metavar="URL", help="The ComfyUI that shall use this one.")],
+    token: Annotated[
+        str | None, typer.Option(help="Its token (default: COMFYFLEET_TOKEN, or as paired).")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What we are called there (default: this machine's name).")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="Certificates (PEM) to trust in place of the system's.")
+    ] = None,
+    url: Url = None,
+) -> None:
+    """Let a ComfyUI elsewhere use the one that runs here; stays until it is interrupted."""
+    from comfyfleet.cli.join_url import join_url
+
+    if not to.startswith(("http://", "https://")):
+        raise InputError(f"join {to!r}: give an address such as https://studio.example:8188.")
+    join_url(to, token=token, name=name, ca=ca, url=url)
 
 
 @app.command()

@@ -18,10 +18,10 @@ from comfyfleet.fleet.registry import FleetRecord, read_masters, read_records
 from comfyfleet.fleet.tokens import TOKENS_FILE, own_token, read_secret
 
 #: Where ComfyUI listens if nobody chose another place.
-_DEFAULT_URL = "http://127.0.0.1:8188"
+DEFAULT_URL = "http://127.0.0.1:8188"
 _TIMEOUT_S = 15.0
 #: Where a token may stand. No setting: settings are shown.
-_TOKEN = "COMFYFLEET_TOKEN"
+TOKEN = "COMFYFLEET_TOKEN"
 
 
 class MasterClient:
@@ -100,12 +100,12 @@ def _find_url(records: list[FleetRecord]) -> str:
             f"the only fleets here belong to commands (process {owners}), which have no routes. "
             "Start ComfyUI with the extension, or give its address by --url."
         )
-    return _DEFAULT_URL
+    return DEFAULT_URL
 
 
 def _checked(url: str) -> str:
     if not url.startswith(("http://", "https://")):
-        raise InputError(f"--url {url!r}: give an address such as {_DEFAULT_URL}.")
+        raise InputError(f"--url {url!r}: give an address such as {DEFAULT_URL}.")
     try:
         urlsplit(url).port  # noqa: B018 - reading it checks it
     except ValueError as error:
@@ -121,15 +121,16 @@ def is_loopback(url: str) -> bool:
 def _token_for(url: str, token_file: Path | None) -> str:
     """Empty if none is known: what needs one says so."""
     if token_file is not None:
-        return _read_token(token_file)
-    if os.environ.get(_TOKEN, "").strip():
-        return os.environ[_TOKEN].strip()
+        return read_token(token_file)
+    if os.environ.get(TOKEN, "").strip():
+        return os.environ[TOKEN].strip()
     here = (Path(each.folder) for each in read_masters() if _is_same_place(each.url, url))
     folder = next(here, None)
     return own_token(folder / TOKENS_FILE) if folder else ""
 
 
-def _read_token(file: Path) -> str:
+def read_token(file: Path) -> str:
+    """The token that a file holds. Raises InputError."""
     try:
         token = read_secret(file).strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -43,8 +43,8 @@ def get_token(there: str, code: str | None, *, name: str | None, out: Path | Non
             f"comfyfleet: warning: {client.url} is not encrypted: who listens on the way can read "
             "the token. Use https or a tunnel.\n"
         )
-    file = out or _own_folder() / f"{_file_name(client.url)}.token"
-    body = {"code": re.sub(r"[\s-]", "", code).upper(), "name": name or _own_name()}
+    file = out or paired_file(client.url)
+    body = {"code": re.sub(r"[\s-]", "", code).upper(), "name": name or own_name()}
     token = client.post("/pair", body)["token"]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +75,11 @@ def change_tokens(
     console.print(table if table.row_count else "nobody but the owner holds a token")
 
 
+def paired_file(url: str) -> Path:
+    """Where the token for a ComfyUI elsewhere is kept, unless somebody chose another place."""
+    return _own_folder() / f"{_file_name(url)}.token"
+
+
 def _own_folder() -> Path:
     """Where ComfyUI keeps what is ours, if it is clear which ComfyUI."""
     folders = sorted({master.folder for master in read_masters()})
@@ -83,7 +88,8 @@ def _own_folder() -> Path:
     return Path(folders[0]) if folders else find_comfyui() / "user" / "comfyfleet"
 
 
-def _own_name() -> str:
+def own_name() -> str:
+    """What this machine is called elsewhere. Raises InputError if nothing of its name is left."""
     name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64].lstrip("._-")
     if not name:
         raise InputError("this machine has no name that could be used: say --name NAME.")

@@ -104,13 +104,15 @@ class Link:
             return response.status, None
 
     @asynccontextmanager
-    async def socket(self, path: str) -> AsyncIterator[aiohttp.ClientWebSocketResponse[Any]]:
-        """A web socket. Raises Unreachable if there is none."""
+    async def socket(
+        self, path: str, *, max_bytes: int = _MAX_EVENT_BYTES
+    ) -> AsyncIterator[aiohttp.ClientWebSocketResponse[Any]]:
+        """A web socket, of messages up to ``max_bytes``. Raises Unreachable if there is none."""
         watched = self.patience_s is not None
         try:
             socket = await self._session.ws_connect(
                 f"{self.url}{path}",
-                max_msg_size=_MAX_EVENT_BYTES if watched else 0,
+                max_msg_size=max_bytes if watched else 0,
                 heartbeat=_HEARTBEAT_S if watched else None,
             )
         except BROKEN as error:

@@ -16,7 +16,7 @@ import folder_paths
 
 from comfyfleet.comfy import inventory, prompts
 from comfyfleet.comfy.places import Places
-from comfyfleet.config import is_worker
+from comfyfleet.config import Remote, is_worker
 from comfyfleet.errors import FleetError, InputError, WorkflowError
 from comfyfleet.extension.collection import Collection, Request
 from comfyfleet.extension.owner import owner_folder, read_config
@@ -112,6 +112,14 @@ class Master:
         if fleet is None:
             raise FleetError("no fleet is running; share the queue, or run a node that uses it.")
         return fleet
+
+    def join(self, remote: Remote) -> None:
+        """A worker that dialled in."""
+        self._service.join(remote)
+
+    def fixed_names(self) -> list[str]:
+        """Names that no worker may have that dials in. Raises InputError for a wrong setting."""
+        return self._service.fixed_names()
 
     def free(self, request: dict[str, Any]) -> None:
         """What somebody asks of this ComfyUI's /free, for the workers too."""

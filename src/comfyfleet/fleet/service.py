@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from comfyfleet.config import STAGGER, WORKERS, Config, Remote, is_worker
-from comfyfleet.errors import InputError
 from comfyfleet.fleet.fleet import Fleet
+from comfyfleet.fleet.seat import MASTER
 from comfyfleet.fleet.spec import Host, worker_ids
 from comfyfleet.planner import Device, choose_devices, find_devices
 from comfyfleet.work import Policy
@@ -57,13 +57,15 @@ class Service:
         return [*named, *list(self._joined.values())]
 
     def join(self, remote: Remote) -> None:
-        """A worker that dialled in. Raises InputError if one of another kind has its name."""
-        own = worker_ids(self.devices())
-        if remote.name in own or any(each.name == remote.name for each in self._config().workers):
-            raise InputError(f"a worker called {remote.name!r} is there; choose another name.")
+        """A worker that dialled in; its name is free, see ``fixed_names``."""
         self._joined[remote.name] = remote
         if self._fleet is not None:
             self._fleet.add(remote)
+
+    def fixed_names(self) -> list[str]:
+        """Of all workers that the owner has set, used or not. Raises InputError."""
+        listed = [each.name for each in self._config().workers]
+        return [*worker_ids(self.devices()), *listed, MASTER, "all"]
 
     @property
     def names(self) -> list[str]:

@@ -1,0 +1,69 @@
+"""``comfyfleet join URL``: let a master elsewhere use the ComfyUI of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from pathlib import Path
+
+from comfyfleet.api import NAME_PATTERN
+from comfyfleet.cli.master import DEFAULT_URL, TOKEN, is_loopback, read_token
+from comfyfleet.cli.pair import own_name, paired_file
+from comfyfleet.cli.show import console
+from comfyfleet.client.dial import serve
+from comfyfleet.client.link import Endpoint, Link
+from comfyfleet.errors import InputError
+from comfyfleet.fleet.registry import read_masters
+from comfyfleet.fleet.tokens import TOKENS_FILE, own_token
+
+
+def join_url(
+    master: str, *, token: str | None, name: str | None, ca: Path | None, url: str | None
+) -> None:
+    """Stay joined until interrupted. ``url``: this machine's ComfyUI, if there are several.
+
+    Raises InputError for what is wrong here or refused there, Unreachable if no ComfyUI runs here.
+    """
+    called = name or own_name()
+    if not re.fullmatch(NAME_PATTERN, called):
+        raise InputError(f"--name {called!r}: give letters, digits, dots and dashes.")
+    own_url, own_secret = _own_comfyui(url)
+    there = Endpoint(url=master.rstrip("/"), token=_token_for(master, token), ca=ca)
+    own = Endpoint(url=own_url, token=own_secret)
+    asyncio.run(_serve(there, called, own))
+
+
+async def _serve(there: Endpoint, name: str, own: Endpoint) -> None:
+    link = Link(own, patience_s=10.0)
+    try:
+        await link.ask("GET", "/system_stats")
+    finally:
+        await link.close()
+    console.print(f"offering {own.url} to {there.url}; Ctrl-C ends it", soft_wrap=True)
+    await serve(there, name, own, lambda text: console.print(text, soft_wrap=True))
+
+
+def _token_for(master: str, given: str | None) -> str:
+    """By option, by environment, or as it was kept when this machine was paired."""
+    if given or os.environ.get(TOKEN):
+        return given or os.environ[TOKEN].strip()
+    file = paired_file(master)
+    if file.is_file():
+        return read_token(file)
+    raise InputError(
+        f"no token for {master}. Run `comfyfleet pair` on its machine, then here "
+        f"`comfyfleet pair {master} CODE`."
+    )
+
+
+def _own_comfyui(url: str | None) -> tuple[str, str]:
+    """Address and token (empty: it has no extension) of the ComfyUI that is offered."""
+    masters = {each.url: each.folder for each in read_masters()}
+    if url is None and len(masters) > 1:
+        raise InputError(f"several ComfyUIs run here: {', '.join(masters)}; choose by --url.")
+    own = (url or next(iter(masters), DEFAULT_URL)).rstrip("/")
+    if not own.startswith("http://") or not is_loopback(own):
+        raise InputError(f"--url {own!r}: give a ComfyUI of this machine, such as {DEFAULT_URL}.")
+    folder = masters.get(own)
+    return own, own_token(Path(folder) / TOKENS_FILE) if folder else ""

@@ -1,0 +1,100 @@
+"""Workers that dial in: a web socket from a machine that nobody can reach, as a way to its ComfyUI.
+
+The way ends in a Unix socket in a folder that only this user may enter; the fleet's worker speaks
+HTTP through it as to any other address. See ``client.mux``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from aiohttp import WSMsgType, web
+
+from comfyfleet.api import routes
+from comfyfleet.client.mux import MAX_FRAME_BYTES, Mux
+from comfyfleet.config import Remote
+from comfyfleet.errors import AccessError, InputError
+from comfyfleet.extension.access import serve
+from comfyfleet.extension.answers import Call
+from comfyfleet.extension.master import master
+
+logger = logging.getLogger(__name__)
+
+#: How often a worker is asked whether its line lives.
+_HEARTBEAT_S = 10.0
+#: How long it may take to say who it is.
+_GREETING_S = 15.0
+#: An HTTP client wants a name; nothing is looked up.
+_URL = "http://joined"
+
+#: Who has a line now.
+_joined: set[str] = set()
+_folder: tempfile.TemporaryDirectory[str] | None = None
+
+
+def install() -> None:
+    """Add the route; before ComfyUI's server starts."""
+    serve(routes.JOIN, _join)
+
+
+async def _join(call: Call) -> web.StreamResponse:
+    name: str = call["worker"]
+    socket = web.WebSocketResponse(heartbeat=_HEARTBEAT_S, max_msg_size=MAX_FRAME_BYTES + 1024)
+    if name in _joined or name in await asyncio.to_thread(master().fixed_names):
+        raise AccessError(409, f"a worker called {name!r} is there; choose another --name.")
+    if not socket.can_prepare(call.request):
+        raise InputError("this is a web socket; use `comfyfleet join URL`.")
+    _joined.add(name)
+    try:
+        await socket.prepare(call.request)
+        await _serve(socket, call, name)
+    finally:
+        _joined.discard(name)
+        logger.info("worker %s has left", name)
+    return socket
+
+
+async def _serve(socket: web.WebSocketResponse, call: Call, name: str) -> None:
+    greeting = await socket.receive_json(timeout=_GREETING_S)
+    token = greeting.get("token") if isinstance(greeting, dict) else None
+    mux = Mux(socket.send_bytes)
+    async with _door(mux, name) as path:
+        master().join(Remote(name=name, url=_URL, token=str(token or ""), socket=path))
+        logger.info("worker %s has joined", name)
+        await _feed(socket, mux, call)
+
+
+async def _feed(socket: web.WebSocketResponse, mux: Mux, call: Call) -> None:
+    """Take in frames for as long as the line lives, and its token."""
+    with suppress(ConnectionError):
+        async for message in socket:
+            if message.type is not WSMsgType.BINARY or not call.is_admitted():
+                break
+            await mux.feed(message.data)
+
+
+@asynccontextmanager
+async def _door(mux: Mux, name: str) -> AsyncIterator[Path]:
+    path = _own_folder() / f"{name}.sock"
+    path.unlink(missing_ok=True)
+    server: Any = await asyncio.start_unix_server(mux.accept, path)
+    try:
+        yield path
+    finally:
+        server.close()
+        await mux.close()
+        path.unlink(missing_ok=True)
+
+
+def _own_folder() -> Path:
+    """Short, as the address of a Unix socket must be; nobody else may enter."""
+    global _folder
+    if _folder is None:
+        _folder = tempfile.TemporaryDirectory(prefix="comfyfleet-join-")
+    return Path(_folder.name)
