@@ -96,8 +96,8 @@ PIECE = Route(
         Field(
             name="encoding",
             default="raw",
-            help="raw or shuffle-zstd",
-            choices=("raw", "shuffle-zstd"),
+            help="as they are, or compressed without loss",
+            choices=("raw", "delta-shuffle-zstd"),
         ),
     ),
     gives=_BYTES,
