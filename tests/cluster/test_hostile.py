@@ -31,7 +31,14 @@ from tests.support import ROOT, Master, marked_processes, run_command, wait_unti
 pytestmark = pytest.mark.cluster
 
 PACK = ROOT / "tests" / "access_pack"
-VALUES = {"worker": "cpu-0", "action": "free", "run": "none", "name": "nobody"}
+VALUES = {
+    "worker": "cpu-0",
+    "action": "free",
+    "run": "none",
+    "name": "nobody",
+    "prompt": "none",
+    "buffer": "0",
+}
 SHARE = f"{BASE}/share"
 SAME = {"Sec-Fetch-Site": "same-origin"}
 FOREIGN = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
@@ -347,7 +354,10 @@ def test_anything_is_answered_as_described(
 def test_afterwards_all_is_as_it_was(server: Server, files_before: set[Path]) -> None:
     assert server.process.poll() is None
     new = files_of(server) - files_before
-    assert {path.parent for path in new} <= {server.folder, server.folder / "logs"}
+    guests = server.base / "temp" / "comfyfleet-guests"
+    ours = {server.folder, server.folder / "logs", guests, guests.parent}
+    assert {path.parent for path in new} <= ours
+    assert all(re.fullmatch(r"[0-9a-f]{64}\.(part|blob)", each.name) for each in guests.glob("*"))
     assert "Error handling request" not in server.log.read_text()
     assert server.get(f"{BASE}/status")["fleet"] == "running"
     assert marked_processes()
