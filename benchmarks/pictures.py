@@ -2,8 +2,8 @@
 
 Their spectrum is that of photographs, amplitude over frequency (D. Field, "Relations between the
 statistics of natural images and the response properties of cortical cells", 1987), with a grain of
-one hundredth. ComfyUI computes a VAE in bfloat16 where the GPU can, else in float32; its numbers are
-between -1 and 1, and ComfyUI makes float32 between 0 and 1 of them.
+one hundredth. ComfyUI computes a VAE in bfloat16 where the GPU can, else in float32; its numbers
+are between -1 and 1, and ComfyUI makes float32 between 0 and 1 of them.
 """
 
 from __future__ import annotations
