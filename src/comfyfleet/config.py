@@ -81,7 +81,29 @@ BRANCHES = Setting(
     help="1: independent branches of a prompt that sample run on several devices at the same time, "
     "as if each had a Fleet Branch.",
 )
-SETTINGS = (COMFYUI_PATH, WORKERS, SHARE, MASTER_COMPUTES, JOURNAL, STAGGER, BRANCHES)
+CLUSTER = Setting(
+    env="COMFYFLEET_CLUSTER",
+    default="",
+    help="HOST or HOST:PORT of the head of a Ray cluster, whose devices work too. RAY_ADDRESS does "
+    "the same.",
+)
+INSECURE_CLUSTER = Setting(
+    env="COMFYFLEET_INSECURE_CLUSTER",
+    default="0",
+    help="1: use a cluster that asks for no token, on which everybody who reaches it can run code. "
+    "0: refuse it.",
+)
+SETTINGS = (
+    COMFYUI_PATH,
+    WORKERS,
+    SHARE,
+    MASTER_COMPUTES,
+    JOURNAL,
+    STAGGER,
+    BRANCHES,
+    CLUSTER,
+    INSECURE_CLUSTER,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

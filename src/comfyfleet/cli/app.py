@@ -74,16 +74,72 @@ def run(
         bool, typer.Option("--resume", help="Go on in a folder; finished runs are not run again.")
     ] = False,
     comfyui: ComfyUI = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of a Ray cluster's head (default: COMFYFLEET_CLUSTER)."),
+    ] = None,
+    insecure_cluster: Annotated[
+        bool, typer.Option("--insecure-cluster", help="Also one that asks for no token.")
+    ] = False,
 ) -> None:
     """Run a workflow on all workers and save what it makes."""
     from comfyfleet.cli.run import run_command
     from comfyfleet.config import find_comfyui
     from comfyfleet.fleet import Host
     from comfyfleet.fleet.batch import Batch
+    from comfyfleet.fleet.cluster import chosen_cluster
 
     batch = Batch.read(workflow, count=count, seed=seed, assignments=set_ or [])
     host = Host(comfyui=find_comfyui(comfyui), flags=tuple(flags or ()), cwd=Path.cwd())
-    run_command(batch, host, out=out, resume=resume, workers=workers)
+    elsewhere = chosen_cluster(cluster, insecure=insecure_cluster)
+    run_command(batch, host, out=out, resume=resume, workers=workers, cluster=elsewhere)
+
+
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(help="The file with the cluster's token (default: ~/.ray/auth_token)."),
+]
+CpuSlots = Annotated[int, typer.Option(min=0, max=256, help="How many workers on the CPU.")]
+
+
+@app.command()
+def head(
+    port: Annotated[int, typer.Option(min=1024, max=65535, help="Where it listens.")] = 6379,
+    address: Annotated[
+        str | None, typer.Option(help="This machine's address as others see it.")
+    ] = None,
+    token_file: TokenFile = None,
+    gpus: Annotated[int, typer.Option(min=0, help="How many of its GPUs the cluster gets.")] = 0,
+    cpu_slots: CpuSlots = 0,
+    comfyui: ComfyUI = None,
+) -> None:
+    """Start a cluster that other machines can join; stays until it is interrupted."""
+    from comfyfleet.cli.join_cluster import start_head
+
+    start_head(
+        port=port,
+        address=address,
+        token_file=token_file,
+        gpus=gpus,
+        cpu_slots=cpu_slots,
+        comfyui=comfyui,
+    )
+
+
+@app.command()
+def join(
+    to: Annotated[str, typer.Argument(metavar="HEAD[:PORT]", help="The cluster's head.")],
+    token_file: TokenFile = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="How many GPUs to offer (default: all).")
+    ] = None,
+    cpu_slots: CpuSlots = 0,
+    comfyui: ComfyUI = None,
+) -> None:
+    """Offer this machine's devices to a cluster; stays until it is interrupted."""
+    from comfyfleet.cli.join_cluster import join_cluster
+
+    join_cluster(to, token_file=token_file, gpus=gpus, cpu_slots=cpu_slots, comfyui=comfyui)
 
 
 @app.command()

@@ -12,23 +12,34 @@ from comfyfleet.cli.show import Progress, closing_table, console, progress_view
 from comfyfleet.errors import InputError, WorkflowError
 from comfyfleet.fleet import Delivery, Fleet, Host, Run, RunEvent, new_run_id
 from comfyfleet.fleet.batch import Batch, OutputFolder
+from comfyfleet.fleet.cluster import Cluster
 from comfyfleet.graph import missing_files
 from comfyfleet.planner import Device, choose_devices, find_devices
 from comfyfleet.work import Result
 
 
-def run_command(batch: Batch, host: Host, *, out: Path, resume: bool, workers: str) -> None:
+def run_command(
+    batch: Batch,
+    host: Host,
+    *,
+    out: Path,
+    resume: bool,
+    workers: str,
+    cluster: Cluster | None = None,
+) -> None:
     """Run a batch into a folder; all that can be checked is checked before a worker starts."""
     check_files(batch, host)
-    devices = devices_for(workers)
+    devices = devices_for(workers) if cluster is None else devices_beside(workers)
     with closing(OutputFolder(out, batch, resume=resume)) as folder:
         done = [index for index in folder.finished if index < batch.count]
         if len(done) == batch.count:
             console.print(f"nothing to do: all {batch.count} runs are in {out}")
             return
-        with closing(Fleet(devices, host)) as fleet:
-            with console.status(f"starting {len(devices)} workers"):
+        with closing(Fleet(devices, host, cluster=cluster)) as fleet:
+            with console.status(_starting(devices, cluster)):
                 fleet.start()
+            for note in fleet.notes:
+                console.print(note)
             run_batch(fleet, batch, folder, done)
 
 
@@ -41,6 +52,16 @@ def devices_for(workers: str) -> list[Device]:
     if workers == "auto":
         return choose_devices("cpu", found)
     raise InputError(f"--workers {workers}: nothing runs without a worker. Give 1 or more.")
+
+
+def devices_beside(workers: str) -> list[Device]:
+    """The same beside a cluster, whose devices may be enough."""
+    return [] if workers == "0" else choose_devices(workers, find_devices())
+
+
+def _starting(devices: list[Device], cluster: Cluster | None) -> str:
+    elsewhere = f" and those of the cluster at {cluster.address}" if cluster else ""
+    return f"starting {len(devices)} workers{elsewhere}"
 
 
 def check_files(batch: Batch, host: Host) -> None:

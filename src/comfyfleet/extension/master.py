@@ -74,11 +74,11 @@ class Master:
     @property
     def has_workers(self) -> bool:
         """True if the fleet has, or will have, workers besides this process."""
-        return bool(self._service.devices())
+        return self._service.has_workers
 
     @property
     def worker_names(self) -> list[str]:
-        """The workers that the fleet has, or will have."""
+        """The workers on this machine that the fleet has, or will have."""
         return worker_ids(self._service.devices())
 
     @property
@@ -180,7 +180,8 @@ class Master:
         running = self._service.running
         if running is None or not running.workers:
             promised = sum(each.begun for each in list(self._collections.values()))
-            return self._service.fleet_soon() if promised < len(self.worker_names) else None
+            workers = len(self._service.worker_names())
+            return self._service.fleet_soon() if promised < workers else None
         if not running.has_idle:
             return None
         ready: Future[Fleet] = Future()
@@ -215,7 +216,7 @@ class Master:
         return Collection(request, prompt, planner)
 
     def _num_devices(self, request: Request) -> int:
-        return len(self._service.devices()) + (not request.delegate)
+        return len(self._service.worker_names()) + (not request.delegate)
 
     def _bounds_of(self, collection: Collection) -> Callable[[str, int], list[tuple[int, int]]]:
         request, devices = collection.request, self._num_devices(collection.request)
@@ -232,7 +233,7 @@ class Master:
     def _begin(
         self, collection: Collection, cargo: Cargo, fleet: Callable[[], Future[Fleet]]
     ) -> None:
-        request, workers = collection.request, len(self._service.devices())
+        request, workers = collection.request, len(self._service.worker_names())
         shares = len(cargo.own) or request.shares or self._num_devices(request)
         collection.cut(cargo)
         _warn_if_equal(collection, shares)

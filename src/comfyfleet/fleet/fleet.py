@@ -8,6 +8,7 @@ answers are instructions, carried out at once. Policy lives in ``work``, none of
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING
 from comfyfleet.config import Remote, pack_dir
 from comfyfleet.errors import FleetError, Problem, RunCancelled, RunError, RunFailed
 from comfyfleet.fleet.care import Care
+from comfyfleet.fleet.cluster import Cluster
+from comfyfleet.fleet.cluster_session import ClusterSession
 from comfyfleet.fleet.insight import Snapshot
 from comfyfleet.fleet.insight_memory import DeviceMemory, MemoryWatch
 from comfyfleet.fleet.ledger import Ledger
@@ -63,6 +66,9 @@ from comfyfleet.work import RunCancelled as RunCancelledEvent
 
 if TYPE_CHECKING:
     from comfyfleet.fleet.actors import Actors
+    from comfyfleet.fleet.cluster_worker import NodeSpec
+
+logger = logging.getLogger(__name__)
 
 #: How long ``close`` lets Ray shut down by itself before everything is killed.
 _CLOSE_GRACE_S = 1.3
@@ -80,8 +86,14 @@ class Fleet:
         host: Host,
         policy: Policy | None = None,
         remotes: Sequence[Remote] = (),
+        cluster: Cluster | None = None,
     ) -> None:
-        """``remotes``: workers elsewhere; they join when they are there."""
+        """``remotes``: workers elsewhere; they join when they are there. ``cluster``: its free
+        devices get workers too.
+        """
+        self._cluster = cluster
+        #: Sentences about what of the cluster is left out, and why.
+        self.notes: list[str] = []
         self._devices = list(devices)
         self._remotes = list(remotes)
         self._host = host
@@ -121,7 +133,7 @@ class Fleet:
         Raises FleetError, or WorkerStartError with the end of the worker's log; then nothing is
         left running.
         """
-        self._session = Session()
+        self._session = ClusterSession(self._cluster) if self._cluster else Session()
         self._loop.start()
         try:
             self._ready.result()
@@ -256,7 +268,7 @@ class Fleet:
         from comfyfleet.fleet.actors import Actors
 
         try:
-            self._actors = Actors(self._specs(session))
+            self._actors = Actors([*self._specs(session), *self._specs_in_cluster()])
             stopped = asyncio.ensure_future(self._stop.wait())
             started = asyncio.ensure_future(self._actors.start())
             await asyncio.wait({stopped, started}, return_when=asyncio.FIRST_COMPLETED)
@@ -274,6 +286,21 @@ class Fleet:
         folders: dict[str, Path] = {name: session.worker_folder(name) for name in names}
         own = worker_specs(self._devices, self._host, folder_of=folders, pack=pack_dir())
         return [*own, *remote_specs(self._remotes, self._host, session.folder)]
+
+    def _specs_in_cluster(self) -> list[NodeSpec]:
+        """Workers on the cluster's nodes. Raises FleetError if there is nobody else either."""
+        if self._cluster is None:
+            return []
+        from comfyfleet.fleet.slots import find_workers
+
+        specs, self.notes = find_workers(self._host)
+        for note in self.notes:
+            logger.warning("%s", note)
+        if not (specs or self._devices or self._remotes):
+            why = " ".join(self.notes) or "No node offers one; `comfyfleet join` does."
+            raise FleetError(f"the cluster at {self._cluster.address} has no free device. {why}")
+        self.ledger.expect({spec.id: spec.device.id for spec in specs})
+        return specs
 
     async def _welcome(self, actors: Actors, session: Session) -> None:
         def record() -> None:

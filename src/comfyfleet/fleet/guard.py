@@ -18,6 +18,9 @@ import psutil
 #: Environment variable that marks every process of a session with the session's folder.
 SESSION_MARK = "COMFYFLEET_SESSION"
 
+#: Option of the script: live on as a process that is no child of the owner.
+DETACH = "--detach"
+
 
 def members(session: str) -> Iterator[psutil.Process]:
     """Processes that were started inside this session (never this one or its parent)."""
@@ -45,7 +48,10 @@ def sweep(session: str) -> None:
 
 
 def main() -> None:
-    session = sys.argv[1]
+    session, *options = sys.argv[1:]
+    # The owner is a worker of Ray, which ends its child processes when it ends: be none of them.
+    if DETACH in options and os.fork():
+        return
     sys.stdin.buffer.read()
     sweep(session)
 

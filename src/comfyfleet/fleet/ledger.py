@@ -92,6 +92,12 @@ class Ledger:
 
     # On the fleet's loop.
 
+    def expect(self, devices: Mapping[str, str]) -> None:
+        """The fleet starts these workers too: worker id -> device."""
+        with self._lock:
+            for name, device in devices.items():
+                self._workers[name] = WorkerRecord(name, device)
+
     def meet(self, infos: Sequence[WorkerInfo]) -> None:
         """These workers' processes are alive."""
         with self._lock:

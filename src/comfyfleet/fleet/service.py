@@ -8,8 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from comfyfleet.config import STAGGER, WORKERS, is_worker
+from comfyfleet.fleet.cluster import Cluster, chosen_cluster
 from comfyfleet.fleet.fleet import Fleet
-from comfyfleet.fleet.spec import Host
+from comfyfleet.fleet.spec import Host, worker_ids
 from comfyfleet.planner import Device, choose_devices, find_devices
 from comfyfleet.work import Policy
 
@@ -24,18 +25,30 @@ class Service:
         self._devices_lock = threading.Lock()
         self._fleet_lock = threading.Lock()
         self._devices: list[Device] | None = None
+        self._cluster: Cluster | None = None
         self._fleet: Fleet | None = None
         self._starting: Fleet | None = None
 
     def devices(self) -> list[Device]:
-        """The devices that have, or will get, a worker; none inside a worker.
+        """This machine's devices that have, or will get, a worker; none inside a worker.
 
         Raises InputError for a wrong setting.
         """
         with self._devices_lock:
             if self._devices is None:
+                self._cluster = None if is_worker() else chosen_cluster()
                 self._devices = [] if is_worker() else self._chosen()
             return self._devices
+
+    @property
+    def has_workers(self) -> bool:
+        """True if the fleet has, or is to have, workers. Raises InputError for a wrong setting."""
+        return bool(self.devices()) or self._cluster is not None
+
+    def worker_names(self) -> list[str]:
+        """All workers; a cluster is asked for its own, for which the fleet is started."""
+        devices = self.devices()
+        return worker_ids(devices) if self._cluster is None else self.fleet().care.worker_ids
 
     def _chosen(self) -> list[Device]:
         request = WORKERS.read()
@@ -50,7 +63,8 @@ class Service:
                 self._fleet.close()
                 self._fleet = None
             if self._fleet is None:
-                fleet = Fleet(devices, self._host, Policy(stagger_s=STAGGER.read_seconds()))
+                policy = Policy(stagger_s=STAGGER.read_seconds())
+                fleet = Fleet(devices, self._host, policy, cluster=self._cluster)
                 self._starting = fleet
                 try:
                     fleet.start()
