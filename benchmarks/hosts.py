@@ -68,6 +68,8 @@ class TwoHosts:
         self.token_file = folder / "token"
         self.head, self.node = network.hosts
         self._started: list[subprocess.Popen[bytes]] = []
+        #: The commands that are head and node.
+        self.nodes: list[subprocess.Popen[bytes]] = []
         offer = ("--token-file", str(self.token_file), "--cpu-slots", "1")
         own = ("--address", self.head.address)
         self._serve(self.head, ["head", *own, *offer], "The head of a cluster runs")
@@ -81,12 +83,13 @@ class TwoHosts:
         out = self.folder / f"out{number}"
         where = ["--cluster", self.head.address, "--workers", "0", "--out", str(out)]
         command = ["run", str(file), *where, *options, "--", *bench_flags(self.folder)]
-        return Job(process=self._start(self.head, command, log), log=log, out=out)
+        return Job(process=self.start(self.head, command, log), log=log, out=out)
 
     def close(self) -> list[psutil.Process]:
         """End everything by SIGTERM; what is left after that."""
         for process in reversed(self._started):
-            process.terminate()
+            if process.poll() is None:
+                process.terminate()
         for process in self._started:
             process.wait(30)
         wait_until(lambda: not self._left(), 20)
@@ -96,30 +99,36 @@ class TwoHosts:
         """What the host's ``head`` or ``join`` has printed."""
         return (self.folder / f"{host.namespace}.log").read_text(errors="replace")
 
-    def _left(self) -> list[psutil.Process]:
-        return [each for host in self.network.hosts for each in host.processes()]
-
-    def _serve(self, host: Host, command: Sequence[str], said: str) -> None:
-        log = self.folder / f"{host.namespace}.log"
-        process = self._start(host, command, log)
-        if not wait_until(
-            lambda: said in self.log_of(host) or process.poll() is not None, _START_S
-        ):
-            raise RuntimeError(f"{command[0]} does not start: {self.log_of(host)}")
-        if process.poll() is not None:
-            raise RuntimeError(f"{command[0]} has ended: {self.log_of(host)}")
-
-    def _start(self, host: Host, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-        environment = {
+    def start(
+        self, host: Host, command: Sequence[str], log: Path, **environment: str
+    ) -> subprocess.Popen[bytes]:
+        """Start ``comfyfleet`` on a host; ``close`` ends it."""
+        usual = {
             "COMFYUI_PATH": str(find_comfyui()),
             "RAY_AUTH_TOKEN_PATH": str(self.token_file),
             "PYTHONUNBUFFERED": "1",
             "COLUMNS": "200",
         }
         with log.open("wb") as target:
-            process = host.start([str(_COMMAND), *command], log=target, environment=environment)
+            process = host.start(
+                [str(_COMMAND), *command], log=target, environment={**usual, **environment}
+            )
         self._started.append(process)
         return process
+
+    def _left(self) -> list[psutil.Process]:
+        return [each for host in self.network.hosts for each in host.processes()]
+
+    def _serve(self, host: Host, command: Sequence[str], said: str) -> None:
+        log = self.folder / f"{host.namespace}.log"
+        process = self.start(host, command, log)
+        self.nodes.append(process)
+        if not wait_until(
+            lambda: said in self.log_of(host) or process.poll() is not None, _START_S
+        ):
+            raise RuntimeError(f"{command[0]} does not start: {self.log_of(host)}")
+        if process.poll() is not None:
+            raise RuntimeError(f"{command[0]} has ended: {self.log_of(host)}")
 
 
 @contextmanager

@@ -10,10 +10,8 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
-
-import psutil
 
 from comfyfleet.cli.show import console
 from comfyfleet.config import find_comfyui
@@ -139,9 +137,7 @@ def _join_once(plan: NodePlan, joined: str) -> None:
 
 def _clear(plan: NodePlan) -> None:
     """End what is left of the node, so that another can start in its place."""
-    for process in guard.members(str(plan.folder)):
-        with suppress(psutil.Error):
-            process.kill()
+    guard.end_members(str(plan.folder))
     shutil.rmtree(plan.ray_folder, ignore_errors=True)
 
 

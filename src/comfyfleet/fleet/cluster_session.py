@@ -7,6 +7,7 @@ run on it. At the end this node and our workers leave; everything else of the cl
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class ClusterSession(Session):
         return {**RAY_ENVIRONMENT, **cluster_settings(self._token_file)}
 
     def _connect(self, ray: Any) -> None:
+        # Of a node that was lost it prints pages, with that node's log; we say it in a sentence.
+        logging.getLogger("ray._private.worker").setLevel(logging.CRITICAL)
         cluster = self._cluster
         plan = NodePlan(
             folder=self.folder,

@@ -175,6 +175,8 @@ def _guarded_folder() -> Path:
     try:
         subprocess.run(
             command,
+            # Without the mark of the node's own session, whose end it is to outlive.
+            env={name: value for name, value in os.environ.items() if name != guard.SESSION_MARK},
             stdin=read,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -5,6 +5,7 @@ Never started without a token, unless the cluster has none and its owner insists
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from comfyfleet.errors import FleetError
 from comfyfleet.fleet.guard import SESSION_MARK
@@ -125,14 +128,16 @@ class RayNode:
         return self._process.wait()
 
     def end(self) -> None:
-        """Leave the cluster. What does not end in time is left to the guard."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        """Leave the cluster; what does not end in time is killed."""
+        if self._process.poll() is not None:
+            return
+        family = [psutil.Process(self._process.pid)]
+        family += family[0].children(recursive=True)
+        self._process.send_signal(signal.SIGTERM)
+        for process in psutil.wait_procs(family, _END_S)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
 
     def last_words(self) -> str:
         """The end of what Ray's command has printed."""
