@@ -112,12 +112,14 @@ def own_address(host: str, port: int) -> str | None:
 
 
 def check_cluster(cluster: Cluster) -> bool:
-    """Does the cluster ask for a token? Asked with a wrong one, so that ours is not given away.
+    """Does the cluster ask for a token? Asked with a wrong one first, so as not to give ours away.
 
-    Raises FleetError if nothing answers, or if it takes anybody and its owner does not insist.
+    Raises FleetError if nothing answers, if ours is not the cluster's, or if the cluster takes
+    anybody and its owner does not insist.
     """
-    answer = _probe(cluster)
+    answer = _probe(cluster, secrets.token_hex(32))
     if answer == cluster_probe.REFUSED:
+        _check_token(cluster)
         return True
     if answer != cluster_probe.OPEN:
         raise FleetError(f"what answers at {cluster.address} is no Ray head: {answer}")
@@ -130,7 +132,20 @@ def check_cluster(cluster: Cluster) -> bool:
     )
 
 
-def _probe(cluster: Cluster) -> str:
+def _check_token(cluster: Cluster) -> None:
+    if not cluster.token:
+        raise FleetError(
+            f"the cluster at {cluster.address} asks for a token, and none is known here. Name the "
+            "file that holds it by RAY_AUTH_TOKEN_PATH."
+        )
+    if _probe(cluster, cluster.token) == cluster_probe.REFUSED:
+        raise FleetError(
+            f"the token here is not that of the cluster at {cluster.address} (InvalidAuthToken). "
+            "Copy the head's token file again."
+        )
+
+
+def _probe(cluster: Cluster, token: str) -> str:
     try:
         socket.create_connection((cluster.host, cluster.port), _CONNECT_S).close()
     except OSError as error:
@@ -138,12 +153,12 @@ def _probe(cluster: Cluster) -> str:
             f"nothing answers at {cluster.address} ({error}). Is the head running there, and does "
             "no firewall stand between?"
         ) from None
-    wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    given = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     command = [sys.executable, cluster_probe.__file__, cluster.address]
     try:
         done = subprocess.run(
             command,
-            env={**os.environ, **wrong},
+            env={**os.environ, **given},
             capture_output=True,
             text=True,
             timeout=_PROBE_S,

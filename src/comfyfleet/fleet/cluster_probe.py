@@ -1,4 +1,4 @@
-"""Asks a Ray head something with the token of this process's environment, which is a wrong one.
+"""Asks a Ray head something with the token of this process's environment.
 
 Run as a script, by path, as Ray reads its settings once per process. It prints one word, or what
 went wrong.

@@ -11,7 +11,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from comfyfleet.errors import FleetError
 from comfyfleet.fleet.cluster import Cluster, check_cluster, own_address
 from comfyfleet.fleet.ray_node import NodePlan, RayNode, cluster_settings
 from comfyfleet.fleet.session import OBJECT_STORE_BYTES, RAY_ENVIRONMENT, Session
@@ -34,11 +33,6 @@ class ClusterSession(Session):
 
     def _settings(self) -> dict[str, str]:
         if check_cluster(self._cluster):
-            if not self._cluster.token:
-                raise FleetError(
-                    f"the cluster at {self._cluster.address} asks for a token, and none is known "
-                    "here. Name the file that holds it by RAY_AUTH_TOKEN_PATH."
-                )
             self._token_file = self.write_token(self._cluster.token)
         return {**RAY_ENVIRONMENT, **cluster_settings(self._token_file)}
 
