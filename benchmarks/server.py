@@ -20,8 +20,10 @@ from typing import Any
 
 import psutil
 
+from comfyfleet.api import BASE
 from comfyfleet.config import find_comfyui
 from comfyfleet.fleet.registry import FleetRecord, read_records
+from comfyfleet.fleet.tokens import TOKENS_FILE, own_token
 
 _ROOT = Path(__file__).resolve().parent.parent
 _START_S = 180.0
@@ -136,6 +138,9 @@ class Server:
         """GET, or POST with a body; the JSON that came."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
+        if path.startswith(BASE):
+            token = own_token(self.folder / "user" / "comfyfleet" / TOKENS_FILE)
+            headers["Authorization"] = f"Bearer {token}"
         request = urllib.request.Request(self._url + path, data=data, headers=headers)
         with urllib.request.urlopen(request) as answer:
             text = answer.read()

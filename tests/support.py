@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -17,7 +18,9 @@ from typing import Any
 
 import psutil
 
+from comfyfleet.api import BASE
 from comfyfleet.fleet import guard
+from comfyfleet.fleet.tokens import TOKENS_FILE, own_token
 
 ROOT = Path(__file__).resolve().parent.parent
 COMFYFLEET = Path(sys.executable).with_name("comfyfleet")
@@ -96,6 +99,9 @@ class Master:
             if not (nodes / name).is_symlink():
                 (nodes / name).symlink_to(path)
         self.log = base / "master.log"
+        given = dict(itertools.pairwise(flags))
+        #: What ComfyUI keeps of us.
+        self.folder = Path(given.get("--user-directory", base / "user")) / "comfyfleet"
         self.port = free_port()
         command = [sys.executable, "main.py", "--cpu", "--port", str(self.port)]
         command += ["--base-directory", str(base), "--database-url", "sqlite:///:memory:"]
@@ -118,16 +124,32 @@ class Master:
             return False
         return True
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def token(self) -> str:
+        """The owner's, which opens our routes there; empty without our pack."""
+        path = self.folder / TOKENS_FILE
+        return own_token(path) if path.exists() else ""
+
+    def headers(self, path: str) -> dict[str, str]:
+        """The owner's token, for routes of ours."""
+        return {"Authorization": f"Bearer {self.token}"} if path.startswith(BASE) else {}
+
+    def open(self, path: str) -> Any:
+        """The answer to GET, as it comes."""
+        request = urllib.request.Request(self.url + path, headers=self.headers(path))
+        return urllib.request.urlopen(request)
+
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}") as answer:
+        with self.open(path) as answer:
             return json.load(answer)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
+        headers = {"Content-Type": "application/json", **self.headers(path)}
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request) as answer:
             text = answer.read()
         return json.loads(text) if text else None

@@ -11,7 +11,9 @@ import pytest
 import typer.main
 
 from comfyfleet.cli.app import app
-from scripts.docs import SETTINGS_PAGE, settings_table, with_table
+from comfyfleet.config import SETTINGS
+from scripts.docs import CONFIGURATION_PAGE, TABLES, with_tables
+from scripts.openapi import OPENAPI, as_text
 
 try:
     import tomllib
@@ -81,19 +83,31 @@ def test_each_command_has_a_section_with_all_its_options(name: str) -> None:
     _, heading, rest = read("docs/command.md").partition(f"\n## comfyfleet {name}\n")
     assert heading, f"docs/command.md needs the heading: ## comfyfleet {name}"
     section = rest.partition("\n## ")[0]
-    options = [option for each in COMMANDS[name].params for option in each.opts]
+    commands = (COMMANDS[name], *getattr(COMMANDS[name], "commands", {}).values())
+    options = [option for one in commands for each in one.params for option in each.opts]
     assert [each for each in options if each.startswith("--") and f"`{each}" not in section] == []
 
 
-def test_the_table_of_settings_is_up_to_date() -> None:
-    page = SETTINGS_PAGE.read_text(encoding="utf-8")
-    assert settings_table() in page
-    assert with_table(page) == page, "run: python scripts/docs.py"
+def test_the_tables_of_the_configuration_are_up_to_date() -> None:
+    page = CONFIGURATION_PAGE.read_text(encoding="utf-8")
+    assert [name for name, table in TABLES.items() if table() not in page] == []
+    assert with_tables(page) == page, "run: python scripts/docs.py"
+
+
+def test_the_flags_of_the_settings_are_options_of_the_command() -> None:
+    options = {
+        option for each in COMMANDS.values() for param in each.params for option in param.opts
+    }
+    assert {setting.flag for setting in SETTINGS if setting.flag} <= options
+
+
+def test_the_description_of_our_routes_is_up_to_date() -> None:
+    assert OPENAPI.read_text(encoding="utf-8") == as_text(), "run: python scripts/openapi.py"
 
 
 def test_a_page_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="lacks the lines"):
-        with_table("# Settings\n")
+        with_tables("# Configuration\n")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

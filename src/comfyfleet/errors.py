@@ -7,6 +7,7 @@ ComfyFleetError              what was given, what is allowed, what to do
 ├── FleetError               the fleet cannot start, or has no worker left
 │   ├── WorkerStartError     one worker could not start; carries the end of its log
 │   └── Unreachable          a ComfyUI does not answer at its address, or not as one
+├── AccessError              who asks may not; carries the HTTP status
 ├── ParallelError            one forward could not be computed by several devices
 │   ├── CannotSplit          its inputs or its model cannot be split exactly; says why
 │   └── LinkLost             another rank died, or is late
@@ -77,6 +78,17 @@ class Unreachable(FleetError):
 
     def __reduce__(self) -> tuple[type[Unreachable], tuple[str, str]]:
         return type(self), (self.url, self.why)
+
+
+class AccessError(ComfyFleetError):
+    """A request is not let in. ``status``: what HTTP says of it; ``wait_s``: ask again then."""
+
+    def __init__(self, status: int, message: str, *, wait_s: int = 0) -> None:
+        self.status, self.wait_s = status, wait_s
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[AccessError], tuple[int, str]]:
+        return type(self), (self.status, str(self))
 
 
 class ParallelError(ComfyFleetError):

@@ -109,18 +109,23 @@ def test_a_signal_ends_it_with_130(
 HELP = {
     (): {
         *("--version", "--help", "run", "status", "top", "logs", "share", "worker"),
-        *("doctor", "bench"),
+        *("config", "doctor", "bench"),
     },
     ("run",): {
         *("WORKFLOW", "--count", "--seed", "--set", "NODE.INPUT=VALUE", "--workers"),
-        *("--out", "--resume", "--comfyui", "--help"),
+        *("--out", "--resume", "--comfyui", "--config", "--help"),
     },
     ("status",): {"--json"},
     ("top",): {"--once", "--interval", "--url"},
     ("logs",): {"WORKER", "--lines", "--follow", "--url"},
     ("share",): {"--master", "--no-master", "--url"},
     ("worker",): {"WORKER", "ACTION", "--url"},
-    ("doctor",): {"--workers", "--comfyui", "--json"},
+    ("config",): {
+        *("show", "set", "unset", "add-worker", "remove-worker", "import", "path"),
+    },
+    ("config", "set"): {"KEY", "VALUE", "--config", "--comfyui"},
+    ("config", "add-worker"): {"NAME", "URL", "--token-env", "--token-file", "--ca", "--config"},
+    ("doctor",): {"--workers", "--comfyui", "--config", "--json"},
     ("bench",): {"NAME", "--json"},
 }
 

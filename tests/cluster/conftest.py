@@ -14,7 +14,7 @@ from tests.parallel_bed.checkpoints import write_models
 from tests.support import Master
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # a process can have one Ray at a time
 def fleet(comfyui: Path, nothing_left: None) -> Iterator[Fleet]:
     """Two CPU workers of one thread each, in this very process's Ray."""
     host = Host(comfyui=comfyui, cwd=Path.cwd())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +49,7 @@ class Reader:
 
     def __init__(self, master: Master) -> None:
         self.events: list[dict[str, Any]] = []
-        self._answer = urllib.request.urlopen(f"http://127.0.0.1:{master.port}{BASE}/events")
+        self._answer = master.open(f"{BASE}/events")
         assert self._answer.headers["Content-Type"] == "text/event-stream"
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -83,7 +82,7 @@ def workers(master: Master) -> dict[str, dict[str, Any]]:
 
 
 def text(master: Master, path: str) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{master.port}{BASE}{path}") as answer:
+    with master.open(f"{BASE}{path}") as answer:
         return str(answer.read().decode())
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from comfyfleet.config import Config
 from comfyfleet.errors import FleetError, InputError
 from comfyfleet.fleet import guard
 from comfyfleet.fleet.cluster import (
@@ -60,14 +61,14 @@ def test_another_address_is_refused_with_an_example(text: str) -> None:
 
 
 def test_no_cluster_unless_one_is_named() -> None:
-    assert chosen_cluster() is None
+    assert chosen_cluster(Config()) is None
 
 
 @pytest.mark.parametrize("variable", ["COMFYFLEET_CLUSTER", "RAY_ADDRESS"])
 def test_a_variable_names_a_cluster(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "head:7000")
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    cluster = chosen_cluster()
+    cluster = chosen_cluster(Config())
     assert cluster == Cluster(host="head", port=7000, token=TOKEN)
     assert cluster is not None and TOKEN not in repr(cluster)
 
@@ -75,25 +76,25 @@ def test_a_variable_names_a_cluster(variable: str, monkeypatch: pytest.MonkeyPat
 def test_the_option_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "other")
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    cluster = chosen_cluster("head")
+    cluster = chosen_cluster(Config(), "head")
     assert cluster is not None and cluster.host == "head"
 
 
 def test_ray_address_may_say_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    assert chosen_cluster() is None
+    assert chosen_cluster(Config()) is None
 
 
 def test_a_cluster_without_a_token_is_refused_with_the_place_for_it() -> None:
     with pytest.raises(InputError, match=r"no token .*\.ray/auth_token.*RAY_AUTH_TOKEN_PATH"):
-        chosen_cluster("head")
+        chosen_cluster(Config(), "head")
 
 
 def test_its_owner_may_insist(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = Cluster(host="head", port=6379, insecure=True)
-    assert chosen_cluster("head", insecure=True) == expected
+    assert chosen_cluster(Config(), "head", insecure=True) == expected
     monkeypatch.setenv("COMFYFLEET_INSECURE_CLUSTER", "1")
-    assert chosen_cluster("head") == expected
+    assert chosen_cluster(Config(), "head") == expected
 
 
 def test_the_token_is_found_as_ray_finds_it(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from comfyfleet.cli import config
+from comfyfleet.cli.options import AsJson, ComfyUI, ConfigFile, Workers
+
 EPILOG = (
     "Exit codes: 0 done; 1 a run failed; 2 wrong input; 3 the fleet could not start; "
     "130 interrupted."
@@ -20,16 +23,16 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(config.app, name="config")
 
-ComfyUI = Annotated[
-    str | None,
-    typer.Option("--comfyui", help="The ComfyUI to run (default: COMFYUI_PATH, or the nearest)."),
-]
 Url = Annotated[
     str | None,
     typer.Option("--url", help="The ComfyUI to ask (default: the one here that has a fleet)."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--token-file", help="A file with its token (default: COMFYFLEET_TOKEN)."),
+]
 
 
 def _version(asked: bool) -> None:
@@ -62,27 +65,23 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="NODE.INPUT=VALUE", help="Set an input. Repeatable."),
     ] = None,
-    workers: Annotated[
-        str,
-        typer.Option(
-            envvar="COMFYFLEET_WORKERS",
-            help="auto, a number, or a list of devices such as cuda:0,cuda:1 or cpu,cpu.",
-        ),
-    ] = "auto",
+    workers: Workers = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("output"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on in a folder; finished runs are not run again.")
     ] = False,
     comfyui: ComfyUI = None,
+    config_file: ConfigFile = None,
     cluster: Annotated[
         str | None,
-        typer.Option(help="HOST:PORT of a Ray cluster's head (default: COMFYFLEET_CLUSTER)."),
+        typer.Option(help="HOST[:PORT] of a Ray cluster's head (default: as set)."),
     ] = None,
     insecure_cluster: Annotated[
         bool, typer.Option("--insecure-cluster", help="Also one that asks for no token.")
     ] = False,
 ) -> None:
     """Run a workflow on all workers and save what it makes."""
+    from comfyfleet.cli.configure import chosen_workers, read_config
     from comfyfleet.cli.run import run_command
     from comfyfleet.config import find_comfyui
     from comfyfleet.fleet import Host
@@ -90,12 +89,25 @@ def run(
     from comfyfleet.fleet.cluster import chosen_cluster
 
     batch = Batch.read(workflow, count=count, seed=seed, assignments=set_ or [])
-    host = Host(comfyui=find_comfyui(comfyui), flags=tuple(flags or ()), cwd=Path.cwd())
-    elsewhere = chosen_cluster(cluster, insecure=insecure_cluster)
-    run_command(batch, host, out=out, resume=resume, workers=workers, cluster=elsewhere)
+    folder, found = find_comfyui(comfyui), read_config(config_file, comfyui)
+    host = Host(
+        comfyui=folder,
+        flags=tuple(flags or ()),
+        cwd=Path.cwd(),
+        folders={name: folder / name for name in ("input", "output", "temp")},
+    )
+    run_command(
+        batch,
+        host,
+        out=out,
+        resume=resume,
+        workers=chosen_workers(workers, found),
+        remotes=found.remotes(),
+        cluster=chosen_cluster(found, cluster, insecure=insecure_cluster),
+    )
 
 
-TokenFile = Annotated[
+ClusterToken = Annotated[
     Path | None,
     typer.Option(help="The file with the cluster's token (default: ~/.ray/auth_token)."),
 ]
@@ -108,7 +120,7 @@ def head(
     address: Annotated[
         str | None, typer.Option(help="This machine's address as others see it.")
     ] = None,
-    token_file: TokenFile = None,
+    token_file: ClusterToken = None,
     gpus: Annotated[int, typer.Option(min=0, help="How many of its GPUs the cluster gets.")] = 0,
     cpu_slots: CpuSlots = 0,
     comfyui: ComfyUI = None,
@@ -129,7 +141,7 @@ def head(
 @app.command()
 def join(
     to: Annotated[str, typer.Argument(metavar="HEAD[:PORT]", help="The cluster's head.")],
-    token_file: TokenFile = None,
+    token_file: ClusterToken = None,
     gpus: Annotated[
         int | None, typer.Option(min=0, help="How many GPUs to offer (default: all).")
     ] = None,
@@ -155,11 +167,12 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
     interval: Annotated[float, typer.Option(help="Seconds between two frames.")] = 1.0,
     url: Url = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Watch what a ComfyUI's fleet does."""
     from comfyfleet.cli.top import show_top
 
-    show_top(once=once, interval_s=interval, url=url)
+    show_top(once=once, interval_s=interval, url=url, token_file=token_file)
 
 
 @app.command()
@@ -168,11 +181,12 @@ def logs(
     lines: Annotated[int, typer.Option(help="How many of the last lines.")] = 50,
     follow: Annotated[bool, typer.Option("--follow", help="Go on with what comes.")] = False,
     url: Url = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Show what a worker prints."""
     from comfyfleet.cli.logs import show_log
 
-    show_log(worker, lines=lines, follow=follow, url=url)
+    show_log(worker, lines=lines, follow=follow, url=url, token_file=token_file)
 
 
 @app.command()
@@ -187,11 +201,12 @@ def share(
         typer.Option(min=0, max=86400, help="Seconds between two workers that load a model."),
     ] = None,
     url: Url = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Let workers take prompts from a ComfyUI's own queue."""
     from comfyfleet.cli.control import share_queue
 
-    share_queue(switch, master_computes=master, stagger_s=stagger, url=url)
+    share_queue(switch, master_computes=master, stagger_s=stagger, url=url, token_file=token_file)
 
 
 @app.command()
@@ -201,25 +216,66 @@ def worker(
         str, typer.Argument(metavar="ACTION", help="enable, disable, restart, interrupt or free.")
     ],
     url: Url = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Do something with a worker of a ComfyUI's fleet."""
     from comfyfleet.cli.control import change_worker
 
-    change_worker(worker, action, url=url)
+    change_worker(worker, action, url=url, token_file=token_file)
+
+
+@app.command()
+def pair(
+    there: Annotated[
+        str | None, typer.Argument(metavar="URL", help="The ComfyUI that shall be used.")
+    ] = None,
+    code: Annotated[
+        str | None, typer.Argument(metavar="CODE", help="What `comfyfleet pair` shows there.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What we are called there (default: this machine's name).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the token is kept (default: ComfyUI's user folder).")
+    ] = None,
+    url: Url = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Show a code for somebody else; or with URL and CODE, get a token of our own there."""
+    from comfyfleet.cli.pair import get_token, show_code
+
+    if there is None:
+        show_code(url=url, token_file=token_file)
+    else:
+        get_token(there, code, name=name, out=out)
+
+
+@app.command()
+def tokens(
+    action: Annotated[str, typer.Argument(metavar="list|revoke", help="What to do.")],
+    name: Annotated[str | None, typer.Argument(help="revoke: who holds the token.")] = None,
+    url: Url = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Show who holds a token of a ComfyUI's fleet, or take one back."""
+    from comfyfleet.cli.pair import change_tokens
+
+    change_tokens(action, name, url=url, token_file=token_file)
 
 
 @app.command()
 def doctor(
-    workers: Annotated[
-        str, typer.Option(envvar="COMFYFLEET_WORKERS", help="As for run: what would start?")
-    ] = "auto",
+    workers: Workers = None,
     comfyui: ComfyUI = None,
+    config_file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what is installed, which devices there are and what would start on them."""
+    from comfyfleet.cli.configure import chosen_workers, read_config
     from comfyfleet.cli.doctor import show_doctor
 
-    show_doctor(workers=workers, comfyui=comfyui, as_json=as_json)
+    chosen = chosen_workers(workers, read_config(config_file, comfyui))
+    show_doctor(workers=chosen, comfyui=comfyui, as_json=as_json)
 
 
 @app.command()

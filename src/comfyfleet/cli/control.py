@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import quote
 
 from comfyfleet.cli.master import MasterClient
@@ -10,6 +11,7 @@ from comfyfleet.errors import InputError
 
 #: Switching it on may start the fleet, whose workers may need minutes for their packs.
 _START_TIMEOUT_S = 600.0
+#: What is said of each of ``api.routes.ACTIONS``.
 _DONE = {
     "enable": "takes prompts",
     "disable": "finishes what it has and takes nothing more",
@@ -20,7 +22,12 @@ _DONE = {
 
 
 def share_queue(
-    switch: str, *, master_computes: bool | None, stagger_s: float | None, url: str | None
+    switch: str,
+    *,
+    master_computes: bool | None,
+    stagger_s: float | None,
+    url: str | None,
+    token_file: Path | None,
 ) -> None:
     """Share the queue of a ComfyUI, or leave it to its master."""
     if switch not in ("on", "off"):
@@ -30,7 +37,7 @@ def share_queue(
         "master_computes": master_computes,
         "stagger_s": stagger_s,
     }
-    client = MasterClient(url)
+    client = MasterClient(url, token_file)
     with console.status("starting workers if need be"):
         state = client.post("/share", body, timeout_s=_START_TIMEOUT_S)
     shared = f"shared, the master {'computes' if state['master_computes'] else 'does not compute'}"
@@ -39,10 +46,11 @@ def share_queue(
         console.print(state["note"])
 
 
-def change_worker(worker: str, action: str, *, url: str | None) -> None:
+def change_worker(worker: str, action: str, *, url: str | None, token_file: Path | None) -> None:
     """Do something with one worker, or with all."""
     if action not in _DONE:
         raise InputError(f"worker {worker} {action!r}: choose one of {', '.join(_DONE)}.")
-    done = MasterClient(url).post(f"/workers/{quote(worker, safe='')}/{action}", {})
+    client = MasterClient(url, token_file)
+    done = client.post(f"/workers/{quote(worker, safe='')}/{action}", {})
     for name in done["workers"]:
         console.print(f"worker {name} {_DONE[action]}")

@@ -15,11 +15,13 @@ from comfyfleet.fleet.registry import FleetRecord, read_records
 _POLL_S = 0.5
 
 
-def show_log(worker: str, *, lines: int, follow: bool, url: str | None) -> None:
+def show_log(
+    worker: str, *, lines: int, follow: bool, url: str | None, token_file: Path | None = None
+) -> None:
     """Print the last lines of a worker's log, and go on with what comes."""
     if lines < 1:
         raise InputError(f"--lines {lines}: give 1 or more.")
-    follower = Follower(_log_of(worker, url))
+    follower = Follower(_log_of(worker, url, token_file))
     for line in follower.begin(lines):
         console.out(line, highlight=False)
     while follow:
@@ -27,12 +29,13 @@ def show_log(worker: str, *, lines: int, follow: bool, url: str | None) -> None:
         console.out(follower.read(), highlight=False, end="")
 
 
-def _log_of(worker: str, url: str | None) -> Path:
+def _log_of(worker: str, url: str | None, token_file: Path | None) -> Path:
     """By the fleet's owner if that is a ComfyUI, else by the record of the command's fleet."""
     records = read_records()
     if records and not url and not any(record.url for record in records):
         return _recorded(worker, records)
-    return Path(MasterClient(url).get(f"/workers/{quote(worker, safe='')}/log?lines=1")["file"])
+    client = MasterClient(url, token_file)
+    return Path(client.get(f"/workers/{quote(worker, safe='')}/log?lines=1")["file"])
 
 
 def _recorded(worker: str, records: list[FleetRecord]) -> Path:

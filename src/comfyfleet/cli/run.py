@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import queue
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from comfyfleet.cli.show import Progress, closing_table, console, progress_view
+from comfyfleet.config import Remote
 from comfyfleet.errors import InputError, WorkflowError
 from comfyfleet.fleet import Delivery, Fleet, Host, Run, RunEvent, new_run_id
 from comfyfleet.fleet.batch import Batch, OutputFolder
@@ -25,18 +27,21 @@ def run_command(
     out: Path,
     resume: bool,
     workers: str,
+    remotes: Sequence[Remote] = (),
     cluster: Cluster | None = None,
 ) -> None:
     """Run a batch into a folder; all that can be checked is checked before a worker starts."""
     check_files(batch, host)
-    devices = devices_for(workers) if cluster is None else devices_beside(workers)
+    elsewhere = [each for each in remotes if each.enabled]
+    others = bool(cluster or (elsewhere and workers == "0"))
+    devices = devices_beside(workers) if others else devices_for(workers)
     with closing(OutputFolder(out, batch, resume=resume)) as folder:
         done = [index for index in folder.finished if index < batch.count]
         if len(done) == batch.count:
             console.print(f"nothing to do: all {batch.count} runs are in {out}")
             return
-        with closing(Fleet(devices, host, cluster=cluster)) as fleet:
-            with console.status(_starting(devices, cluster)):
+        with closing(Fleet(devices, host, remotes=elsewhere, cluster=cluster)) as fleet:
+            with console.status(_starting(len(devices) + len(elsewhere), cluster)):
                 fleet.start()
             for note in fleet.notes:
                 console.print(note)
@@ -59,9 +64,9 @@ def devices_beside(workers: str) -> list[Device]:
     return [] if workers == "0" else choose_devices(workers, find_devices())
 
 
-def _starting(devices: list[Device], cluster: Cluster | None) -> str:
+def _starting(workers: int, cluster: Cluster | None) -> str:
     elsewhere = f" and those of the cluster at {cluster.address}" if cluster else ""
-    return f"starting {len(devices)} workers{elsewhere}"
+    return f"starting {workers} workers{elsewhere}"
 
 
 def check_files(batch: Batch, host: Host) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group
@@ -30,11 +31,11 @@ _STYLES = {
 }
 
 
-def show_top(*, once: bool, interval_s: float, url: str | None) -> None:
+def show_top(*, once: bool, interval_s: float, url: str | None, token_file: Path | None) -> None:
     """Show the fleet until Ctrl-C; a single frame with ``once``, or where nobody watches."""
     if not 0.1 <= interval_s <= 3600:
         raise InputError(f"--interval {interval_s:g}: give seconds, 0.1 to 3600.")
-    client = MasterClient(url)
+    client = MasterClient(url, token_file)
     first = frame(client.get("/status"), client.url)
     if once or not console.is_terminal:
         console.print(first)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from comfyfleet.client.encoding import Layout
 from comfyfleet.errors import InputError
 from comfyfleet.work import Packed, TensorRef, VideoRef
 
@@ -51,17 +52,20 @@ def from_json(data: Any, sizes: Sequence[int]) -> Any:
         raise InputError(f"a value that makes no sense: {type(error).__name__}: {error}") from None
 
 
-def element_sizes(skeleton: Any) -> Iterator[tuple[int, int]]:
-    """The buffers of a skeleton's tensors, and the bytes of each one's elements."""
+def layouts(skeleton: Any) -> Iterator[tuple[int, Layout]]:
+    """The buffers of a skeleton's tensors, and what their bytes are."""
     if isinstance(skeleton, TensorRef):
-        yield skeleton.buffer, item_size(skeleton.dtype)
+        channels = skeleton.shape[-1] if skeleton.shape else 1
+        # Complex numbers are two, one after the other.
+        item = min(item_size(skeleton.dtype), 8)
+        yield skeleton.buffer, Layout(item, channels if channels in (2, 3, 4) else 1)
     children = skeleton.values() if isinstance(skeleton, dict) else skeleton
     components = getattr(skeleton, "components", None)
     if components is not None:
         children = components.values()
     if isinstance(skeleton, dict | list | tuple) or components is not None:
         for child in children:
-            yield from element_sizes(child)
+            yield from layouts(child)
 
 
 def _encode(value: Any, depth: int) -> Any:

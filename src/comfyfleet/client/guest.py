@@ -16,18 +16,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from comfyfleet.client.codec import element_sizes, from_json, to_json
-from comfyfleet.client.encoding import RAW, SHUFFLED, Bytes, decompress
+from comfyfleet import api
+from comfyfleet.api.guest import PIECE_BYTES
+from comfyfleet.client.codec import from_json, layouts, to_json
+from comfyfleet.client.encoding import RAW, SHUFFLED, Bytes, Layout, decompress
 from comfyfleet.client.link import Link, read_limited
 from comfyfleet.errors import InputError, Unreachable
 from comfyfleet.work import Packed
 
-BASE = "/comfyfleet/v1/guest"
+BASE = f"{api.BASE}/guest"
 
 #: Of one result: more than a machine's memory.
 _MAX_BYTES = 1 << 40
-#: What is repeated after a break.
-PIECE_BYTES = 8 << 20
 #: Enough to fill a link while pieces are compressed, and to hide that each one is asked for.
 _AT_ONCE = 4
 #: The first piece is short, and shows how fast the link is.
@@ -80,17 +80,17 @@ class Guest:
             return None
         sizes = _sizes_in(answer, self._link.url)
         skeleton = from_json(answer["skeleton"], sizes)
-        elements = dict(element_sizes(skeleton))
+        known = dict(layouts(skeleton))
         buffers = [np.empty(size, np.uint8) for size in sizes]
         pieces = _pieces(sizes)
         encoding = RAW
         if sum(sizes) > 2 * _PROBE_BYTES:
             begun = time.monotonic()
-            await self._get(prompt_id, pieces[0], RAW, 1, buffers)
+            await self._get(prompt_id, pieces[0], RAW, Layout(), buffers)
             size = pieces.pop(0).stop
             encoding = SHUFFLED if size / (time.monotonic() - begun + 1e-9) < _SLOW else RAW
         await _at_once(
-            self._get(prompt_id, each, encoding, elements.get(each.buffer, 1), buffers)
+            self._get(prompt_id, each, encoding, known.get(each.buffer, Layout()), buffers)
             for each in pieces
         )
         return Packed(skeleton, buffers)
@@ -113,7 +113,7 @@ class Guest:
         return name
 
     async def _get(
-        self, prompt_id: str, piece: _Piece, encoding: str, item: int, buffers: list[Bytes]
+        self, prompt_id: str, piece: _Piece, encoding: str, layout: Layout, buffers: list[Bytes]
     ) -> None:
         """Put a piece into its place."""
         size = piece.stop - piece.start
@@ -132,7 +132,7 @@ class Guest:
                 raise Unreachable(self._link.url, f"{len(data)} bytes where {size} were announced")
             found: Bytes = np.frombuffer(data, np.uint8)
         else:
-            found = await asyncio.to_thread(decompress, data, item, size)
+            found = await asyncio.to_thread(decompress, data, layout, size)
         buffers[piece.buffer][piece.start : piece.stop] = found
 
     async def _ask(

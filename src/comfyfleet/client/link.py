@@ -100,7 +100,7 @@ class Link:
             text = await read_limited(response, max_bytes)
         try:
             return response.status, json.loads(text) if text else None
-        except ValueError:
+        except (ValueError, RecursionError):
             return response.status, None
 
     @asynccontextmanager

@@ -51,10 +51,11 @@ class Uploads:
         return base is not None and (base / name).is_file()
 
     async def _send(self, path: Path) -> str:
-        folder = f"{_FOLDER}/{(await self._digest(path))[:32]}"
-        if not await self._is_there(folder, path):
-            await self._upload(folder, path)
-        return f"{folder}/{path.name}"
+        # Not its own name: spaces, quotes and other alphabets have many spellings on the way.
+        name = (await self._digest(path))[:40] + path.suffix.lower()
+        if not await self._is_there(name, path.stat().st_size):
+            await self._upload(name, path)
+        return f"{_FOLDER}/{name}"
 
     async def _digest(self, path: Path) -> str:
         state = path.stat()
@@ -63,18 +64,18 @@ class Uploads:
             self._digests[key] = await asyncio.to_thread(_digest_of, path)
         return self._digests[key]
 
-    async def _is_there(self, folder: str, path: Path) -> bool:
-        query = urlencode({"filename": path.name, "subfolder": folder, "type": "input"})
+    async def _is_there(self, name: str, size: int) -> bool:
+        query = urlencode({"filename": name, "subfolder": _FOLDER, "type": "input"})
         async with self._link.request("HEAD", f"/view?{query}") as response:
             length = response.headers.get("Content-Length")
-            return response.status == 200 and length == str(path.stat().st_size)
+            return response.status == 200 and length == str(size)
 
-    async def _upload(self, folder: str, path: Path) -> None:
+    async def _upload(self, name: str, path: Path) -> None:
         form = aiohttp.FormData()
         with path.open("rb") as file:
-            form.add_field("image", file, filename=path.name)
-            for name, value in {"type": "input", "subfolder": folder, "overwrite": "true"}.items():
-                form.add_field(name, value)
+            form.add_field("image", file, filename=name)
+            for key, value in {"type": "input", "subfolder": _FOLDER, "overwrite": "true"}.items():
+                form.add_field(key, value)
             async with self._link.request("POST", "/upload/image", data=form) as response:
                 status = response.status
         if status == 413:

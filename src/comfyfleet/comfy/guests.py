@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from comfyfleet.client.codec import element_sizes, from_json, to_json
-from comfyfleet.client.encoding import RAW, SHUFFLED, compress
-from comfyfleet.client.guest import PIECE_BYTES
+from comfyfleet.api.guest import PIECE_BYTES
+from comfyfleet.client.codec import from_json, layouts, to_json
+from comfyfleet.client.encoding import RAW, SHUFFLED, Layout, compress
 from comfyfleet.comfy import returns, shipped
 from comfyfleet.comfy.values import pack
 from comfyfleet.errors import InputError
@@ -105,7 +105,7 @@ class Guests:
             return bytes(memoryview(whole)[start:stop])
         if encoding != SHUFFLED:
             raise InputError(f"encoding {encoding!r}: choose {RAW} or {SHUFFLED}.")
-        return compress(whole[start:stop], dict(element_sizes(packed.skeleton)).get(buffer, 1))
+        return compress(whole[start:stop], dict(layouts(packed.skeleton)).get(buffer, Layout()))
 
     def forget(self, prompt_id: str) -> None:
         """Let go of a prompt's values, both ways."""

@@ -1,71 +1,111 @@
-"""What all of our routes have in common: their place, their errors, what they accept."""
+"""What our handlers get and give: one call with its checked fields, and errors with a status."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from aiohttp import web
 
-from comfyfleet.errors import ComfyFleetError, InputError
+from comfyfleet.api import Given, Route
+from comfyfleet.errors import AccessError, ComfyFleetError, InputError
 
-BASE = "/comfyfleet/v1"
-
-Answer = Callable[[web.Request], Awaitable[dict[str, Any]]]
+#: How long a body may take to arrive, in seconds, and how much longer for each byte.
+BODY_S = 30.0
+_BYTE_S = 1 / 65536
 
 
 class NotFound(InputError):
     """Something was named that is not there."""
 
 
-def told(answer: Answer) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """JSON out; errors of ours as status and sentence."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Call:
+    """One request to a route of ours that was let in."""
 
-    async def handle(request: web.Request) -> web.Response:
-        try:
-            return web.json_response(await answer(request))
-        except NotFound as error:
-            return web.json_response({"error": str(error)}, status=404)
-        except InputError as error:
-            return web.json_response({"error": str(error)}, status=400)
-        except ComfyFleetError as error:
-            return web.json_response({"error": str(error)}, status=503)
+    request: web.Request
+    route: Route
+    #: The fields of its path, query and JSON body.
+    given: Given
+    #: May it still be answered? A long answer asks now and then: tokens are revoked.
+    is_admitted: Callable[[], bool]
 
-    return handle
+    def __getitem__(self, name: str) -> Any:
+        return self.given[name]
+
+    async def body(self) -> bytes:
+        """What it sends, where that is no JSON of fields. Raises InputError, AccessError."""
+        return await body_of(self.request, self.route.max_bytes)
+
+    async def json(self) -> Any:
+        """The same as JSON; None if it is none."""
+        return parsed(await self.body())
 
 
-async def body_of(request: web.Request) -> dict[str, Any]:
-    """The request's JSON object. Raises InputError."""
+Answer = Callable[[Call], Awaitable[Mapping[str, Any] | web.StreamResponse]]
+
+
+async def fields_of(request: web.Request, route: Route) -> dict[str, Any]:
+    """All that the route reads. Raises InputError, AccessError for a large or slow body."""
+    found = route.read_url(request.match_info, request.query)
+    if route.body is not None:
+        found |= route.read_body(parsed(await body_of(request, route.max_bytes)))
+    return found
+
+
+async def body_of(request: web.Request, max_bytes: int) -> bytes:
+    """The whole body. Raises InputError, AccessError (408, 413) if it is slow or large."""
+    size = request.content_length or 0
+    if size > max_bytes:
+        raise _too_large(max_bytes)
+    patience_s = BODY_S + size * _BYTE_S
     try:
-        body = await request.json()
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise InputError("the body must be a JSON object.")
-    return body
+        return await asyncio.wait_for(_read(request, max_bytes), patience_s)
+    except asyncio.TimeoutError:
+        raise AccessError(408, f"the body did not arrive within {patience_s:.0f} s.") from None
+    except (web.RequestPayloadError, ConnectionResetError) as error:
+        raise InputError(f"the body cannot be read: {error}.") from None
 
 
-def boolean(body: Mapping[str, Any], name: str) -> bool | None:
-    """One field, None if it is not given. Raises InputError."""
-    value = body.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise InputError(f"{name} is {value!r}; give true or false.")
-    return value
+def error_answer(error: ComfyFleetError) -> web.Response:
+    """An error of ours as status and sentence."""
+    headers = {}
+    if isinstance(error, AccessError):
+        status = error.status
+        if status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        if error.wait_s:
+            headers["Retry-After"] = str(error.wait_s)
+    else:
+        status = (
+            404 if isinstance(error, NotFound) else 400 if isinstance(error, InputError) else 503
+        )
+    return web.json_response({"error": str(error)}, status=status, headers=headers)
 
 
-def seconds(body: Mapping[str, Any], name: str) -> float | None:
-    """One field, a time up to a day; None if it is not given. Raises InputError."""
-    value = body.get(name)
-    if value is None:
+async def _read(request: web.Request, max_bytes: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > max_bytes:  # its length was not said, or it was compressed
+            raise _too_large(max_bytes)
+    return bytes(body)
+
+
+def _too_large(max_bytes: int) -> AccessError:
+    return AccessError(413, f"the body is too large: {max_bytes} bytes are allowed.")
+
+
+def parsed(body: bytes) -> Any:
+    """JSON in UTF-8; None if it is none."""
+    try:
+        return json.loads(body.decode(), parse_constant=_refuse)
+    except (ValueError, RecursionError):
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 86400:
-        raise InputError(f"{name} is {value!r}; give seconds, 0 to 86400.")
-    return float(value)
 
 
-def integer(text: str, name: str, low: int, high: int) -> int:
-    """A number in a query. Raises InputError."""
-    number = int(text) if text.isdecimal() and len(text) < 16 else low - 1
-    if not low <= number <= high:
-        raise InputError(f"{name} is {text!r}; give a whole number, {low} to {high}.")
-    return number
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")

@@ -13,6 +13,7 @@ from comfyfleet.config import BRANCHES, is_worker
 from comfyfleet.errors import InputError
 from comfyfleet.extension.collection import Collection, Request
 from comfyfleet.extension.master import master
+from comfyfleet.extension.owner import read_config
 from comfyfleet.extension.shipping import (
     Plan,
     declared_type,
@@ -88,7 +89,7 @@ def is_sampler(class_type: str) -> bool:
 def install() -> None:
     """Find branches in what is queued from now on, if the owner wants it."""
     try:
-        wanted = BRANCHES.read_switch() and not is_worker()
+        wanted = not is_worker() and read_config().value(BRANCHES)
     except InputError as error:
         logger.error("branches are not looked for: %s", error)
         return

@@ -8,32 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-import server
 from aiohttp import web
 
-from comfyfleet.client.guest import BASE, PIECE_BYTES
+from comfyfleet.api import guest as routes
 from comfyfleet.comfy.guests import Guests
 from comfyfleet.errors import InputError
-from comfyfleet.extension.answers import body_of, integer, told
+from comfyfleet.extension.access import serve
+from comfyfleet.extension.answers import Call
 
 #: What a fleet and its workers understand alike; another number is another language.
 PROTOCOL = 1
-#: Larger than any value.
-_MAX_SIZE = 1 << 40
-
 _guests: Guests | None = None
 
 
 def install() -> None:
     """Add the routes; before ComfyUI's server starts."""
-    routes = server.PromptServer.instance.routes
-    routes.get(f"{BASE}/hello")(told(_hello))
-    routes.get(f"{BASE}/blobs/{{name}}")(told(_start))
-    routes.put(f"{BASE}/blobs/{{name}}")(told(_add))
-    routes.put(f"{BASE}/prompts/{{prompt}}")(told(_hold))
-    routes.get(f"{BASE}/prompts/{{prompt}}")(told(_manifest))
-    routes.delete(f"{BASE}/prompts/{{prompt}}")(told(_forget))
-    routes.get(f"{BASE}/prompts/{{prompt}}/{{buffer}}")(_piece)
+    serve(routes.HELLO, _hello)
+    serve(routes.BLOB_START, _start)
+    serve(routes.BLOB_ADD, _add)
+    serve(routes.HOLD, _hold)
+    serve(routes.MANIFEST, _manifest)
+    serve(routes.FORGET, _forget)
+    serve(routes.PIECE, _piece)
 
 
 def guests() -> Guests:
@@ -44,49 +40,38 @@ def guests() -> Guests:
     return _guests
 
 
-async def _hello(_request: web.Request) -> dict[str, Any]:
+async def _hello(_call: Call) -> dict[str, Any]:
     return {"comfyfleet": version("comfyfleet"), "protocol": PROTOCOL}
 
 
-async def _start(request: web.Request) -> dict[str, Any]:
-    size = integer(request.query.get("size", ""), "size", 0, _MAX_SIZE)
-    return {"start": guests().blob_start(request.match_info["name"], size)}
+async def _start(call: Call) -> dict[str, Any]:
+    return {"start": guests().blob_start(call["name"], call["size"])}
 
 
-async def _add(request: web.Request) -> dict[str, Any]:
-    size = integer(request.query.get("size", ""), "size", 0, _MAX_SIZE)
-    start = integer(request.query.get("start", ""), "start", 0, size)
-    if (request.content_length or 0) > PIECE_BYTES:
-        raise InputError(f"a piece has at most {PIECE_BYTES} bytes.")
-    data = await request.read()
-    name = request.match_info["name"]
-    return {"start": await asyncio.to_thread(guests().add, name, start, size, data)}
+async def _add(call: Call) -> dict[str, Any]:
+    data = await call.body()
+    start = await asyncio.to_thread(guests().add, call["name"], call["start"], call["size"], data)
+    return {"start": start}
 
 
-async def _hold(request: web.Request) -> dict[str, Any]:
-    described = await body_of(request)
-    await asyncio.to_thread(guests().hold, request.match_info["prompt"], described)
+async def _hold(call: Call) -> dict[str, Any]:
+    described = await call.json()
+    if not isinstance(described, dict):
+        raise InputError("the body must be a JSON object.")
+    await asyncio.to_thread(guests().hold, call["prompt"], described)
     return {}
 
 
-async def _manifest(request: web.Request) -> dict[str, Any]:
-    return guests().manifest(request.match_info["prompt"])
+async def _manifest(call: Call) -> dict[str, Any]:
+    return guests().manifest(call["prompt"])
 
 
-async def _forget(request: web.Request) -> dict[str, Any]:
-    guests().forget(request.match_info["prompt"])
+async def _forget(call: Call) -> dict[str, Any]:
+    guests().forget(call["prompt"])
     return {}
 
 
-async def _piece(request: web.Request) -> web.Response:
-    try:
-        start, stop = (
-            integer(request.query.get(name, ""), name, 0, _MAX_SIZE) for name in ("start", "stop")
-        )
-        buffer = integer(request.match_info["buffer"], "buffer", 0, 1 << 20)
-        encoding = request.query.get("encoding", "raw")
-        prompt_id = request.match_info["prompt"]
-        data = await asyncio.to_thread(guests().piece, prompt_id, buffer, start, stop, encoding)
-    except InputError as error:
-        return web.json_response({"error": str(error)}, status=400)
+async def _piece(call: Call) -> web.Response:
+    given = (call[name] for name in ("prompt", "buffer", "start", "stop", "encoding"))
+    data = await asyncio.to_thread(guests().piece, *given)
     return web.Response(body=data, content_type="application/octet-stream")

@@ -10,11 +10,13 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
-import server
 from aiohttp import web
 
+from comfyfleet.api import routes
 from comfyfleet.comfy import inventory, prompts
-from comfyfleet.extension.answers import BASE, NotFound, integer, told
+from comfyfleet.errors import FleetError
+from comfyfleet.extension.access import serve
+from comfyfleet.extension.answers import Call, NotFound
 from comfyfleet.extension.master import master
 from comfyfleet.extension.routes import state_of_sharing
 from comfyfleet.fleet import MASTER, Fleet
@@ -23,7 +25,8 @@ from comfyfleet.fleet.insight_memory import rss_of
 from comfyfleet.fleet.insight_metrics import CONTENT_TYPE, metrics
 from comfyfleet.fleet.logs import tail
 
-_MAX_LINES = 10_000
+#: How many may read the stream at once.
+_MAX_READERS = 32
 #: How often a reader who hears nothing else is told that we are here, and we see if it is.
 _PULSE_S = 5.0
 #: How often a reader looks for a fleet where there is none.
@@ -32,33 +35,32 @@ _LOOK_S = 1.0
 
 def install() -> None:
     """Add the routes; before ComfyUI's server starts."""
-    routes = server.PromptServer.instance.routes
-    routes.get(f"{BASE}/status")(told(_status))
-    routes.get(f"{BASE}/workers/{{worker}}/log")(told(_log))
-    routes.get(f"{BASE}/metrics")(_metrics)
-    routes.get(f"{BASE}/events")(_events)
+    serve(routes.STATUS, _status)
+    serve(routes.LOG, _log)
+    serve(routes.METRICS, _metrics)
+    serve(routes.EVENTS, _events)
 
 
-async def _status(_request: web.Request) -> dict[str, Any]:
+async def _status(_call: Call) -> dict[str, Any]:
     return await asyncio.to_thread(_state, master().seen_fleet)
 
 
-async def _metrics(_request: web.Request) -> web.Response:
+async def _metrics(_call: Call) -> web.Response:
     fleet = master().seen_fleet
     snapshot = await asyncio.to_thread(_snapshot, fleet)
     text = metrics(snapshot, running=fleet is not None and fleet.usable)
     return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
 
-async def _log(request: web.Request) -> dict[str, Any]:
-    lines = integer(request.query.get("lines", "200"), "lines", 1, _MAX_LINES)
-    worker_id, known = request.match_info["worker"], master().worker_names
+async def _log(call: Call) -> dict[str, Any]:
+    # In a thread: who asks first looks for devices, which takes seconds.
+    worker_id, known = call["worker"], await asyncio.to_thread(lambda: master().worker_names)
     if worker_id not in known:
         raise NotFound(f"no worker is called {worker_id!r}; choose {', '.join(known) or 'none'}.")
     log = master().log_of(worker_id)
     if not log.is_file():
         raise NotFound(f"worker {worker_id} has written no log yet: it was never started.")
-    found = await asyncio.to_thread(tail, log, lines)
+    found = await asyncio.to_thread(tail, log, call["lines"])
     return {"worker": worker_id, "file": str(log), "lines": found}
 
 
@@ -104,24 +106,37 @@ def _with_device(own: WorkerStatus) -> WorkerStatus:
 # The stream.
 
 
-async def _events(request: web.Request) -> web.StreamResponse:
+_readers: set[Call] = set()
+
+
+async def _events(call: Call) -> web.StreamResponse:
     """Server-Sent Events: first the state, then all that happens, for as long as one listens."""
+    if len(_readers) >= _MAX_READERS:
+        raise FleetError(f"{_MAX_READERS} read the events already, which is the most: end one.")
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
     response = web.StreamResponse(headers=headers)
-    await response.prepare(request)
-    with suppress(ConnectionResetError):  # the reader has left: that is how it ends
-        while True:
-            fleet = master().seen_fleet
-            if fleet is None:
-                await _wait_for_fleet(response)
-            else:
-                await _follow(response, fleet)
+    _readers.add(call)
+    try:
+        await response.prepare(call.request)
+        with suppress(ConnectionResetError):  # the reader has left: that is how it ends
+            await _tell(call, response)
+    finally:
+        _readers.discard(call)
     return response
 
 
-async def _wait_for_fleet(response: web.StreamResponse) -> None:
+async def _tell(call: Call, response: web.StreamResponse) -> None:
+    while call.is_admitted():
+        fleet = master().seen_fleet
+        if fleet is None:
+            await _wait_for_fleet(call, response)
+        else:
+            await _follow(call, response, fleet)
+
+
+async def _wait_for_fleet(call: Call, response: web.StreamResponse) -> None:
     await _send_state(response, None)
-    while master().seen_fleet is None:
+    while master().seen_fleet is None and call.is_admitted():
         await response.write(b": no fleet\n\n")
         await asyncio.sleep(_LOOK_S)
 
@@ -133,7 +148,7 @@ async def _send_state(response: web.StreamResponse, fleet: Fleet | None) -> int:
     return int(state["seq"])
 
 
-async def _follow(response: web.StreamResponse, fleet: Fleet) -> None:
+async def _follow(call: Call, response: web.StreamResponse, fleet: Fleet) -> None:
     """Pass events on until another fleet takes the place of this one."""
     news, loop = asyncio.Event(), asyncio.get_running_loop()
 
@@ -146,6 +161,8 @@ async def _follow(response: web.StreamResponse, fleet: Fleet) -> None:
         known = await _send_state(response, fleet)
         while master().seen_fleet is fleet:
             await _wait(news)
+            if not call.is_admitted():
+                return
             events = [event for event in reader.take() if event.seq > known]
             await response.write(_text(events))
     finally:

@@ -19,6 +19,7 @@ from comfyfleet.comfy.places import Places
 from comfyfleet.config import is_worker
 from comfyfleet.errors import FleetError, InputError, WorkflowError
 from comfyfleet.extension.collection import Collection, Request
+from comfyfleet.extension.owner import owner_folder, read_config
 from comfyfleet.extension.shipping import (
     Cargo,
     Plan,
@@ -56,13 +57,13 @@ class Master:
     def __init__(self) -> None:
         comfyui = Path(execution.__file__).resolve().parent
         flags = tuple(sys.argv[1:])
-        url, logs = prompts.own_url(), _user_folder() / "logs"
+        url, logs = prompts.own_url(), owner_folder() / "logs"
         folders = {name: _folder(name) for name in ("input", "output", "temp")}
         host = Host(
             comfyui=comfyui, flags=flags, cwd=Path.cwd(), url=url, logs=logs, folders=folders
         )
         self._logs = logs
-        self._service = Service(host, prompts.torch_device_id)
+        self._service = Service(host, prompts.torch_device_id, read_config)
         #: Gives files of workers their place among those of this ComfyUI.
         self.places = Places()
         #: The shared queue; only in the ComfyUI that the user talks to, see ``watch``.
@@ -78,7 +79,12 @@ class Master:
 
     @property
     def worker_names(self) -> list[str]:
-        """The workers on this machine that the fleet has, or will have."""
+        """The workers that the fleet has, or will have."""
+        return self._service.names
+
+    @property
+    def gang_names(self) -> list[str]:
+        """Those of them that can follow in a gang: on this machine."""
         return worker_ids(self._service.devices())
 
     @property
@@ -180,8 +186,7 @@ class Master:
         running = self._service.running
         if running is None or not running.workers:
             promised = sum(each.begun for each in list(self._collections.values()))
-            workers = len(self._service.worker_names())
-            return self._service.fleet_soon() if promised < workers else None
+            return self._service.fleet_soon() if promised < len(self.worker_names) else None
         if not running.has_idle:
             return None
         ready: Future[Fleet] = Future()
@@ -216,7 +221,7 @@ class Master:
         return Collection(request, prompt, planner)
 
     def _num_devices(self, request: Request) -> int:
-        return len(self._service.worker_names()) + (not request.delegate)
+        return len(self.worker_names) + (not request.delegate)
 
     def _bounds_of(self, collection: Collection) -> Callable[[str, int], list[tuple[int, int]]]:
         request, devices = collection.request, self._num_devices(collection.request)
@@ -233,7 +238,7 @@ class Master:
     def _begin(
         self, collection: Collection, cargo: Cargo, fleet: Callable[[], Future[Fleet]]
     ) -> None:
-        request, workers = collection.request, len(self._service.worker_names())
+        request, workers = collection.request, len(self.worker_names)
         shares = len(cargo.own) or request.shares or self._num_devices(request)
         collection.cut(cargo)
         _warn_if_equal(collection, shares)
@@ -268,10 +273,6 @@ class Master:
 
 def _folder(name: str) -> Path:
     return Path(folder_paths.get_directory_by_type(name)).resolve()
-
-
-def _user_folder() -> Path:
-    return Path(folder_paths.get_user_directory()).resolve() / "comfyfleet"
 
 
 def units_of(collection: Collection, cargo: Cargo, shares: range, workers: int) -> list[Unit]:

@@ -7,10 +7,8 @@ import logging
 import math
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import folder_paths
 import server
 
 from comfyfleet.comfy.places import Places
@@ -19,6 +17,7 @@ from comfyfleet.config import JOURNAL, MASTER_COMPUTES, SHARE
 from comfyfleet.errors import ComfyFleetError, InputError
 from comfyfleet.extension.book import Book
 from comfyfleet.extension.mirror import Names
+from comfyfleet.extension.owner import owner_folder, read_config
 from comfyfleet.extension.sharing import Sharing
 from comfyfleet.fleet import Service
 from comfyfleet.fleet.journal import Journal
@@ -71,7 +70,7 @@ class Switch:
     def turn_on_if_set(self) -> None:
         """``turn_on`` in a thread if the setting says so; what goes wrong is logged, and noted."""
         try:
-            if SHARE.read_switch():
+            if read_config().value(SHARE):
                 threading.Thread(target=self._turn_on_or_log, daemon=True).start()
         except InputError as error:
             self._fault = str(error)
@@ -99,10 +98,11 @@ class Switch:
         if not self._service.has_workers:
             raise InputError(
                 "the fleet has no worker to share the queue with: set COMFYFLEET_WORKERS to "
-                "devices for workers."
+                "devices for workers, or add workers elsewhere (`comfyfleet config add-worker`)."
             )
-        computes = MASTER_COMPUTES.read_switch() if master_computes is None else master_computes
-        book = Book(_journal() if JOURNAL.read_switch() else None)
+        config = read_config()
+        computes = config.value(MASTER_COMPUTES) if master_computes is None else master_computes
+        book = Book(_journal() if config.value(JOURNAL) else None)
         try:
             fleet = self._service.fleet()
             left = book.unfinished()
@@ -143,7 +143,7 @@ class Switch:
 
 
 def _journal() -> Journal:
-    folder = Path(folder_paths.get_user_directory()) / "comfyfleet"
+    folder = owner_folder()
     folder.mkdir(parents=True, exist_ok=True)
     return Journal(folder / "queue.sqlite3")
 

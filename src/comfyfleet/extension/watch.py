@@ -9,7 +9,7 @@ import server
 from aiohttp import web
 
 from comfyfleet.config import is_worker
-from comfyfleet.extension import guest, insight, routes
+from comfyfleet.extension import access, guest, insight, pairing, routes
 from comfyfleet.extension.master import master
 
 _FREE = ("/free", "/api/free")
@@ -23,7 +23,9 @@ def install() -> None:
     if not is_worker():
         server.PromptServer.instance.app.middlewares.append(_watch)
         master().watch_queue()
+        access.install()
         routes.install()
+        pairing.install()
         insight.install()
         guest.install()
 

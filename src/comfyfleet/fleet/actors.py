@@ -75,6 +75,10 @@ class Actors:
         """Is it on a machine that may be away now, and come?"""
         return not isinstance(self._specs[worker_id], WorkerSpec)
 
+    def expect(self, spec: AnySpec) -> None:
+        """A further worker, or another way to one that is known; ``restart`` starts it."""
+        self._specs[spec.id] = spec
+
     @property
     def remote_ids(self) -> list[str]:
         """Those elsewhere, in their order."""

@@ -91,9 +91,7 @@ class Care:
         Raises WorkerStartError if there is nobody at all.
         """
         remotes = self._actors.remote_ids
-        asked = [asyncio.Event() for _ in remotes]
-        for worker_id, event in zip(remotes, asked, strict=True):
-            self._loop.spawn(self._seek(worker_id, "it was not there yet", event))
+        asked = [self.seek(worker_id) for worker_id in remotes]
         if not self._actors.infos and remotes:
             await asyncio.gather(*(event.wait() for event in asked))
             if not self._actors.infos:
@@ -109,6 +107,17 @@ class Care:
     def hopeful(self) -> bool:
         """True while a worker is there or will be."""
         return len(self._given_up) < len(self._actors.ids)
+
+    def seek(self, worker_id: str) -> asyncio.Event:
+        """Look for a worker elsewhere from now on; set once it has been asked."""
+        asked = asyncio.Event()
+        self._loop.spawn(self._seek(worker_id, asked))
+        return asked
+
+    def hurry(self, worker_id: str) -> None:
+        """It should be there now: ask it at once, and not after a pause."""
+        if worker_id in self._waiting:
+            self._waiting[worker_id].set()
 
     # What the owner asks.
 
@@ -219,11 +228,11 @@ class Care:
             return
         self._handle(WorkerLost(worker_id=worker_id, reason=reason))
         if self._actors.is_remote(worker_id):
-            await self._seek(worker_id, reason, asyncio.Event())
+            await self._seek(worker_id, asyncio.Event())
         else:
             self._given_up[worker_id] = reason
 
-    async def _seek(self, worker_id: str, reason: str, asked: asyncio.Event) -> None:
+    async def _seek(self, worker_id: str, asked: asyncio.Event) -> None:
         """Ask for a worker elsewhere until it is there: nobody waits for it, and it may come."""
         for num in itertools.count():
             try:

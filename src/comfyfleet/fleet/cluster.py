@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from comfyfleet.config import CLUSTER, INSECURE_CLUSTER
+from comfyfleet.config import CLUSTER, INSECURE_CLUSTER, Config
 from comfyfleet.errors import FleetError, InputError
 from comfyfleet.fleet import cluster_probe
 
@@ -43,16 +43,18 @@ class Cluster:
         return f"{self.host}:{self.port}"
 
 
-def chosen_cluster(given: str | None = None, *, insecure: bool = False) -> Cluster | None:
-    """The cluster that the owner named: by option, COMFYFLEET_CLUSTER or RAY_ADDRESS; or None.
+def chosen_cluster(
+    config: Config, given: str | None = None, *, insecure: bool = False
+) -> Cluster | None:
+    """The cluster that the owner named: by option, setting or RAY_ADDRESS; or None.
 
     Raises InputError for a wrong address, and if there is no token for it.
     """
-    address = given or CLUSTER.read() or _address_of_ray(os.environ)
+    address = given or config.value(CLUSTER) or _address_of_ray(os.environ)
     if not address:
         return None
     host, port = parse_address(address)
-    insecure = insecure or INSECURE_CLUSTER.read_switch()
+    insecure = insecure or config.value(INSECURE_CLUSTER)
     token = read_token()
     if not token and not insecure:
         raise InputError(

@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from comfyfleet.config import COMFYUI_PATH, WORKER_MARK, find_comfyui, pack_dir
+from comfyfleet.config import WORKER_MARK, find_comfyui, pack_dir
 from comfyfleet.errors import ComfyFleetError, InputError
 from comfyfleet.fleet import guard
 from comfyfleet.fleet.logs import rotate_open
@@ -115,7 +115,7 @@ def own_version() -> str:
 
 def _comfyui_here(master_has: Path) -> Path:
     same = str(master_has) if (master_has / "main.py").is_file() else None
-    return find_comfyui(COMFYUI_PATH.read() or same)
+    return find_comfyui(os.environ.get("COMFYUI_PATH", "").strip() or same)
 
 
 def _resolved(spec: NodeSpec, folder: Path) -> WorkerSpec:

@@ -67,11 +67,14 @@ from comfyfleet.work import RunCancelled as RunCancelledEvent
 if TYPE_CHECKING:
     from comfyfleet.fleet.actors import Actors
     from comfyfleet.fleet.cluster_worker import NodeSpec
+    from comfyfleet.fleet.slots import Slots
 
 logger = logging.getLogger(__name__)
 
 #: How long ``close`` lets Ray shut down by itself before everything is killed.
 _CLOSE_GRACE_S = 1.3
+#: How often a cluster is asked for nodes that have joined it.
+_NODES_INTERVAL_S = 15.0
 
 
 class Fleet:
@@ -92,6 +95,7 @@ class Fleet:
         devices get workers too.
         """
         self._cluster = cluster
+        self._slots: Slots | None = None
         #: Sentences about what of the cluster is left out, and why.
         self.notes: list[str] = []
         self._devices = list(devices)
@@ -217,6 +221,10 @@ class Fleet:
         """Call this, on the fleet's loop, with the id of each worker whose process has ended."""
         self._on_worker_lost = listener
 
+    def add(self, remote: Remote) -> None:
+        """A worker elsewhere, from now on; one of its name gets the new address."""
+        self._loop.post(self._add, remote)
+
     def snapshot(self) -> Snapshot:
         """Everything at this moment, with memory: it may have to wait a second for that."""
         return self._memory.complete(self.ledger.snapshot())
@@ -291,16 +299,35 @@ class Fleet:
         """Workers on the cluster's nodes. Raises FleetError if there is nobody else either."""
         if self._cluster is None:
             return []
-        from comfyfleet.fleet.slots import find_workers
+        from comfyfleet.fleet.slots import Slots
 
-        specs, self.notes = find_workers(self._host)
+        self._slots = Slots(self._host)
+        specs, self.notes = self._slots.look()
         for note in self.notes:
             logger.warning("%s", note)
         if not (specs or self._devices or self._remotes):
             why = " ".join(self.notes) or "No node offers one; `comfyfleet join` does."
             raise FleetError(f"the cluster at {self._cluster.address} has no free device. {why}")
-        self.ledger.expect({spec.id: spec.device.id for spec in specs})
+        for spec in specs:
+            self.ledger.expect(spec.id, spec.device.id)
         return specs
+
+    async def _watch_cluster(self) -> None:
+        """Take the devices of nodes that join later."""
+        assert self._actors is not None and self._care is not None and self._slots is not None
+        while True:
+            await asyncio.sleep(_NODES_INTERVAL_S)
+            try:
+                specs, notes = await asyncio.to_thread(self._slots.look)
+            except Exception:
+                logger.warning("the cluster cannot be asked for new nodes", exc_info=True)
+                continue
+            for note in notes:
+                logger.warning("%s", note)
+            for spec in specs:
+                self._actors.expect(spec)
+                self.ledger.expect(spec.id, spec.device.id)
+                self._care.seek(spec.id)
 
     async def _welcome(self, actors: Actors, session: Session) -> None:
         def record() -> None:
@@ -315,7 +342,20 @@ class Fleet:
             self._care.begin(worker_id)
             self._handle(WorkerJoined(worker_id=worker_id))
         await self._care.seek_all()
+        if self._slots is not None:
+            self._loop.spawn(self._watch_cluster())
         self._ready.set_result(None)
+
+    def _add(self, remote: Remote) -> None:
+        assert self._actors is not None and self._care is not None and self._session is not None
+        known = remote.name in self._actors.ids
+        for spec in remote_specs([remote], self._host, self._session.folder):
+            self._actors.expect(spec)
+            self.ledger.expect(spec.id, remote.url)
+            if known:
+                self._care.hurry(spec.id)
+            else:
+                self._care.seek(spec.id)
 
     def _handle_lost(self, event: Event) -> None:
         """A worker joined or was lost: its attempt is over before dispatch gives it to another."""

@@ -92,17 +92,16 @@ class Ledger:
 
     # On the fleet's loop.
 
-    def expect(self, devices: Mapping[str, str]) -> None:
-        """The fleet starts these workers too: worker id -> device."""
-        with self._lock:
-            for name, device in devices.items():
-                self._workers[name] = WorkerRecord(name, device)
-
     def meet(self, infos: Sequence[WorkerInfo]) -> None:
         """These workers' processes are alive."""
         with self._lock:
             for info in infos:
                 self._workers[info.id].meet(info)
+
+    def expect(self, worker_id: str, device: str) -> None:
+        """A worker that the fleet did not have at first."""
+        with self._lock:
+            self._workers.setdefault(worker_id, WorkerRecord(worker_id, device))
 
     def begin(self, event: RunSubmitted) -> None:
         """A run was submitted."""

@@ -1,9 +1,11 @@
-"""What runs on this machine: each fleet leaves a record in its folder while it lives."""
+"""What runs on this machine: each fleet and each ComfyUI with us leaves a record while it lives."""
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from comfyfleet.errors import FleetError
 from comfyfleet.work import WorkerInfo
 
 #: Prefix of a session's folder, and the record's name in it.
@@ -59,3 +62,66 @@ def _read(path: Path) -> FleetRecord | None:
         return record if psutil.pid_exists(record.owner_pid) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # it ended this moment, or another version wrote it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MasterRecord:
+    """A ComfyUI of this user that has our routes, with or without a fleet."""
+
+    pid: int
+    #: When the process was started, as the system counts: a pid alone may come again.
+    started: float
+    url: str
+    #: The owner's folder, in which the tokens lie.
+    folder: str
+
+
+def write_master(url: str, folder: Path) -> None:
+    """Tell ``read_masters`` of this process, until it ends. Raises FleetError if it cannot be."""
+    started = psutil.Process().create_time()
+    record = MasterRecord(pid=os.getpid(), started=started, url=url, folder=str(folder))
+    root = _masters_root()
+    try:
+        root.mkdir(mode=0o700, exist_ok=True)
+        if not _is_ours_alone(root):
+            raise FleetError(f"{root} belongs to somebody else; have it removed.")
+        path = root / f"{record.pid}.json"
+        draft = path.with_suffix(".new")
+        draft.write_text(json.dumps(asdict(record)), encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise FleetError(f"{root} cannot be written: {error}.") from error
+    atexit.register(path.unlink, missing_ok=True)
+
+
+def read_masters() -> list[MasterRecord]:
+    """All ComfyUIs of this user that are alive. What others have left is cleared away."""
+    root = _masters_root()
+    if not root.is_dir() or not _is_ours_alone(root):
+        return []
+    return [found for path in sorted(root.glob("*.json")) if (found := _read_master(path))]
+
+
+def _read_master(path: Path) -> MasterRecord | None:
+    try:
+        record = MasterRecord(**json.loads(path.read_text(encoding="utf-8")))
+        if psutil.Process(record.pid).create_time() == record.started:
+            return record
+    except (OSError, ValueError, TypeError, psutil.Error):
+        pass  # it ended, or another version wrote it
+    path.unlink(missing_ok=True)
+    return None
+
+
+def _masters_root() -> Path:
+    """One folder per user. Its name is no session's: see PREFIX."""
+    user = os.getuid() if hasattr(os, "getuid") else "masters"
+    return sessions_root() / f"comfyfleet.{user}"
+
+
+def _is_ours_alone(folder: Path) -> bool:
+    found = folder.lstat()
+    if not hasattr(os, "getuid"):
+        return stat.S_ISDIR(found.st_mode)
+    mine = found.st_uid == os.getuid() and not found.st_mode & 0o077
+    return mine and stat.S_ISDIR(found.st_mode)

@@ -49,7 +49,7 @@ def remote_specs(remotes: Sequence[Remote], host: Host, logs: Path) -> list[Remo
     return [
         RemoteSpec(
             id=each.name,
-            endpoint=Endpoint(url=each.url, token=each.token, ca=each.ca),
+            endpoint=Endpoint(url=each.url, token=each.token, ca=each.ca, socket=each.socket),
             folders=host.folders,
             log_file=log_file(host.logs or logs, each.name),
         )

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from comfyfleet.config import STAGGER, WORKERS, is_worker
+from comfyfleet.config import STAGGER, WORKERS, Config, Remote, is_worker
+from comfyfleet.errors import InputError
 from comfyfleet.fleet.cluster import Cluster, chosen_cluster
 from comfyfleet.fleet.fleet import Fleet
 from comfyfleet.fleet.spec import Host, worker_ids
@@ -18,42 +19,69 @@ from comfyfleet.work import Policy
 class Service:
     """Keeps one fleet for a master. Thread-safe."""
 
-    def __init__(self, host: Host, own_device: Callable[[], str]) -> None:
+    def __init__(
+        self, host: Host, own_device: Callable[[], str], config: Callable[[], Config]
+    ) -> None:
+        """``config`` reads what the owner has set; asked when it is needed."""
         self._host = host
         self._own_device = own_device
+        self._config = config
         # Starting a fleet takes seconds: asking for the devices must not wait for it.
         self._devices_lock = threading.Lock()
         self._fleet_lock = threading.Lock()
         self._devices: list[Device] | None = None
         self._cluster: Cluster | None = None
+        #: Those that dialled in, by name.
+        self._joined: dict[str, Remote] = {}
         self._fleet: Fleet | None = None
         self._starting: Fleet | None = None
 
     def devices(self) -> list[Device]:
-        """This machine's devices that have, or will get, a worker; none inside a worker.
+        """The devices that have, or will get, a worker; none inside a worker.
 
         Raises InputError for a wrong setting.
         """
         with self._devices_lock:
             if self._devices is None:
-                self._cluster = None if is_worker() else chosen_cluster()
+                self._cluster = None if is_worker() else chosen_cluster(self._config())
                 self._devices = [] if is_worker() else self._chosen()
             return self._devices
+
+    def _chosen(self) -> list[Device]:
+        request = self._config().value(WORKERS)
+        found = [] if request == "0" else find_devices()
+        return choose_devices(request, found, taken=[self._own_device()])
+
+    def remotes(self) -> list[Remote]:
+        """The workers elsewhere; none inside a worker. Raises InputError for a wrong setting."""
+        if is_worker():
+            return []
+        named = [each for each in self._config().remotes() if each.enabled]
+        return [*named, *list(self._joined.values())]
+
+    def join(self, remote: Remote) -> None:
+        """A worker that dialled in. Raises InputError if one of another kind has its name."""
+        own = worker_ids(self.devices())
+        if remote.name in own or any(each.name == remote.name for each in self._config().workers):
+            raise InputError(f"a worker called {remote.name!r} is there; choose another name.")
+        self._joined[remote.name] = remote
+        if self._fleet is not None:
+            self._fleet.add(remote)
 
     @property
     def has_workers(self) -> bool:
         """True if the fleet has, or is to have, workers. Raises InputError for a wrong setting."""
-        return bool(self.devices()) or self._cluster is not None
+        return bool(self.devices() or self.remotes()) or self._cluster is not None
 
-    def worker_names(self) -> list[str]:
-        """All workers; a cluster is asked for its own, for which the fleet is started."""
-        devices = self.devices()
-        return worker_ids(devices) if self._cluster is None else self.fleet().care.worker_ids
+    @property
+    def names(self) -> list[str]:
+        """The workers that the fleet has, or will have. Raises InputError for a wrong setting.
 
-    def _chosen(self) -> list[Device]:
-        request = WORKERS.read()
-        found = [] if request == "0" else find_devices()
-        return choose_devices(request, found, taken=[self._own_device()])
+        A cluster is asked for its own, for which the fleet is started.
+        """
+        if self.has_workers and self._cluster is not None:
+            return self.fleet().care.worker_ids
+        return [*worker_ids(self.devices()), *(each.name for each in self.remotes())]
 
     def fleet(self) -> Fleet:
         """The fleet, started if it is not, and anew if all of its workers were given up."""
@@ -63,8 +91,9 @@ class Service:
                 self._fleet.close()
                 self._fleet = None
             if self._fleet is None:
-                policy = Policy(stagger_s=STAGGER.read_seconds())
-                fleet = Fleet(devices, self._host, policy, cluster=self._cluster)
+                stagger_s = self._config().value(STAGGER)
+                policy = Policy(stagger_s=stagger_s)
+                fleet = Fleet(devices, self._host, policy, self.remotes(), self._cluster)
                 self._starting = fleet
                 try:
                     fleet.start()

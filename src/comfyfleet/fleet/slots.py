@@ -35,25 +35,41 @@ class _Node:
     free: dict[str, int]
 
 
-def find_workers(host: Host) -> tuple[list[NodeSpec], list[str]]:
-    """One spec per free place, and a sentence about each node or place that is left out."""
-    nodes = _nodes()
-    answers = _survey(nodes, str(host.comfyui))
-    specs: list[NodeSpec] = []
-    notes: list[str] = []
-    taken: Counter[str] = Counter()
-    for node, answer in zip(nodes, answers, strict=True):
-        if fault := _fault_of(answer):
-            notes.append(f"{node.name} ({node.address}) is left out: {fault}")
-            continue
-        specs += _specs_of(node, host, taken)
-        notes += [
-            f"{node.name} ({node.address}): {count - node.free[kind]} of {count} "
-            f"{_KINDS[kind][1]} places are used by another job."
-            for kind, count in node.slots.items()
-            if node.free[kind] < count
-        ]
-    return specs, notes
+class Slots:
+    """The places of a cluster, for the workers of one fleet."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        #: Nodes that were asked, and addresses whose workers come back with their node.
+        self._asked: set[str] = set()
+        self._served: set[str] = set()
+        self._taken: Counter[str] = Counter()
+
+    def look(self) -> tuple[list[NodeSpec], list[str]]:
+        """A spec per free place of nodes that are new, and sentences about what is left out."""
+        new = [node for node in _nodes() if node.id not in self._asked]
+        nodes = [node for node in new if node.address not in self._served]
+        answers = _survey(nodes, str(self._host.comfyui))
+        specs: list[NodeSpec] = []
+        notes: list[str] = []
+        for node, answer in zip(nodes, answers, strict=True):
+            if fault := _fault_of(answer):
+                notes.append(f"{node.name} ({node.address}) is left out: {fault}")
+                continue
+            specs += _specs_of(node, self._host, self._taken)
+            notes += _used(node)
+        self._asked |= {node.id for node in new}
+        self._served |= {spec.address for spec in specs}
+        return specs, notes
+
+
+def _used(node: _Node) -> list[str]:
+    return [
+        f"{node.name} ({node.address}): {count - node.free[kind]} of {count} "
+        f"{_KINDS[kind][1]} places are used by another job."
+        for kind, count in node.slots.items()
+        if node.free[kind] < count
+    ]
 
 
 def _specs_of(node: _Node, host: Host, taken: Counter[str]) -> list[NodeSpec]:

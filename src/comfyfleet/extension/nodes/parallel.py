@@ -104,7 +104,7 @@ class FleetParallelModel(io.ComfyNode):
             return io.NodeOutput(model, "On a worker: this device computes alone.")
         node_id, wish = cls.hidden.unique_id, Wish(strategy=strategy, ulysses=ulysses, ring=ring)
         try:
-            shares = read_weights(devices, weights, master().worker_names)
+            shares = read_weights(devices, weights, master().gang_names)
             wish.check(len(shares))
         except InputError as error:
             problem = Problem(message=str(error), node_id=node_id, class_type="FleetParallelModel")

@@ -1,0 +1,238 @@
+"""What fleet.yaml may hold, and how what it may not hold is said: with its line and key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, get_args, get_origin
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from comfyfleet.config.settings import BY_KEY
+from comfyfleet.errors import InputError
+
+#: Names that local workers have (cuda1, cpu-0), and words that stand for others.
+TAKEN = re.compile(r"(cuda|xpu|mps|cpu)[0-9]*(-[0-9]+)?|all|master", re.IGNORECASE)
+_SECRET = re.compile(r"token|secret|password|api_?key", re.IGNORECASE)
+
+#: A place in the file: keys and, for lists, indices.
+Place = tuple[str | int, ...]
+
+
+def _wrong(sentence: str) -> PydanticCustomError:
+    # Without what was given: it may be a secret.
+    return PydanticCustomError("comfyfleet", "{sentence}", {"sentence": sentence})
+
+
+def _is_free(name: str) -> str:
+    if TAKEN.fullmatch(name):
+        raise _wrong(f"{name!r} is kept for workers of this machine and for commands; give another")
+    return name
+
+
+def base_url(text: str) -> str:
+    """An address of a ComfyUI, without a slash at its end. Raises ValueError."""
+    try:
+        parts = urlsplit(text)
+        port, host = parts.port, parts.hostname
+    except ValueError:
+        raise _wrong("is no address; give one such as https://10.0.0.5:8188") from None
+    if "@" in parts.netloc:
+        raise _wrong("holds a user name or password; give the address alone, and a token_file")
+    if parts.query or parts.fragment or "#" in text or "?" in text:
+        raise _wrong("holds a ? or #; give the address of the ComfyUI alone")
+    if parts.scheme not in ("http", "https") or not host or port == 0 or _is_odd(text):
+        raise _wrong("is no address; give one that begins with http:// or https://")
+    return text.rstrip("/")
+
+
+def _is_odd(text: str) -> bool:
+    return re.search(r"[^!-~]|[\\<>\"'`{}|^]|/\.\.?(/|$)", text) is not None
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"), AfterValidator(_is_free)]
+FileName = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]+$")]
+
+
+def _field(default: Any, allowed: str, help_: str) -> Any:
+    return Field(default, description=help_, json_schema_extra={"allowed": allowed})
+
+
+class _Room(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class WorkerEntry(_Room):
+    """A worker on the network, as fleet.yaml describes it."""
+
+    name: Name = _field(
+        ...,
+        "1 to 64 letters, digits, dots, - and _, the first a letter or digit",
+        "What it is called: letters, digits, dots, - and _. Each worker has its own name.",
+    )
+    url: Annotated[str, AfterValidator(base_url)] = _field(
+        ...,
+        "an address such as https://10.0.0.5:8188",
+        "Where its ComfyUI answers: http:// or https://, without user name and password.",
+    )
+    enabled: bool = _field(True, "true or false", "false: it is left alone.")
+    token_env: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = _field(
+        None,
+        "the name of an environment variable",
+        "The environment variable that holds its token.",
+    )
+    token_file: FileName | None = _field(
+        None,
+        "the name of a file",
+        "The file that holds its token and nothing else, beside fleet.yaml if it is no whole path. "
+        "Nobody but its owner may be able to read it (`chmod 600`).",
+    )
+    ca: FileName | None = _field(
+        None,
+        "the name of a file",
+        "The certificates (PEM) that its own must be signed by, for an https address that no "
+        "public authority has certified. Beside fleet.yaml if it is no whole path.",
+    )
+
+    @model_validator(mode="after")
+    def _one_token(self) -> WorkerEntry:
+        if self.token_env is not None and self.token_file is not None:
+            raise _wrong("has token_env and token_file; give one of them")
+        if self.ca is not None and not self.url.lower().startswith("https:"):
+            raise _wrong("has ca, but its url is not https; give an https address, or no ca")
+        return self
+
+
+def _settings_room() -> type[_Room]:
+    fields: dict[str, Any] = {
+        key: (setting.kind.type | None, _field(None, setting.kind.allowed, setting.help))
+        for key, setting in BY_KEY.items()
+    }
+    return create_model("Settings", __base__=_Room, **fields)
+
+
+_Settings = _settings_room()
+
+
+def _nothing(value: Any, empty: Any) -> Any:
+    return empty if value is None else value
+
+
+class Document(_Room):
+    """The whole file. A key without a value counts as not there."""
+
+    workers: Annotated[list[WorkerEntry], BeforeValidator(lambda value: _nothing(value, []))] = (
+        _field([], "a list of workers, each with name and url", "Workers on the network.")
+    )
+    settings: Annotated[
+        _Settings,  # type: ignore[valid-type] # made from the table
+        BeforeValidator(lambda value: _nothing(value, {})),
+    ] = _field(_Settings(), "settings, each as KEY: VALUE", "The settings of the table above.")
+
+    @field_validator("workers")
+    @classmethod
+    def _names_differ(cls, workers: list[WorkerEntry]) -> list[WorkerEntry]:
+        names = [worker.name for worker in workers]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise _wrong(f"the name {twice[0]!r} stands twice; give each worker its own")
+        return workers
+
+
+def worker_entry(given: Mapping[str, Any]) -> WorkerEntry:
+    """A worker from its keys and values. Raises InputError that lists all that is wrong."""
+    try:
+        return WorkerEntry.model_validate(given)
+    except ValidationError as error:
+        found = problems_of(error, WorkerEntry)
+    raise InputError("\n".join(f"{key_of(place) or 'the worker'} {text}." for place, text in found))
+
+
+def key_of(place: Place) -> str:
+    """A place as it is said: workers[0].url."""
+    names = (step if isinstance(step, int) or step.isprintable() else repr(step) for step in place)
+    parts = (f"[{name}]" if isinstance(name, int) else f".{name}" for name in names)
+    return "".join(parts).lstrip(".")
+
+
+def problems_of(
+    error: ValidationError, model: type[BaseModel] = Document
+) -> list[tuple[Place, str]]:
+    """Where something is wrong, and what is, in a sentence."""
+    return [(each["loc"], _sentence(each, model)) for each in error.errors(include_url=False)]
+
+
+def _sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
+    place, kind = error["loc"], error["type"]
+    if kind == "comfyfleet":
+        return error["msg"]
+    if kind == "extra_forbidden":
+        return _unknown(str(place[-1]), _expected(place[:-1], model)[1])
+    allowed, keys = _expected(place, model)
+    if kind == "missing":
+        return f"is missing; give {allowed}"
+    if place and isinstance(place[-1], int):
+        allowed = f"a mapping with the keys {', '.join(keys)}"
+    if place and _SECRET.search(str(place[-1])):
+        return f"is wrong; give {allowed}"
+    return f"is {_shown(error['input'])}; give {allowed}"
+
+
+def _expected(place: Place, root: type[BaseModel]) -> tuple[str, list[str]]:
+    """What may stand at this place, in words, and the keys of the mapping there."""
+    model: type[BaseModel] | None = root
+    allowed = f"a mapping with the keys {', '.join(root.model_fields)}"
+    for key in place:
+        if model is not None and isinstance(key, str):
+            field = model.model_fields[key]
+            allowed, model = allowed_in(field), _model_in(field.annotation)
+    return allowed, list(model.model_fields) if model else []
+
+
+def allowed_in(field: FieldInfo) -> str:
+    """What a key may be, in words."""
+    extra = field.json_schema_extra
+    return str(extra["allowed"]) if isinstance(extra, dict) else ""
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    for each in (annotation, *get_args(annotation)):
+        if get_origin(each) is None and isinstance(each, type) and issubclass(each, BaseModel):
+            return each
+    return None
+
+
+def _unknown(key: str, keys: Sequence[str]) -> str:
+    if _SECRET.search(key):
+        return (
+            "is not allowed: secrets do not belong into this file. Put the token into a file of "
+            "its own and name that (token_file), or name an environment variable (token_env)"
+        )
+    near = difflib.get_close_matches(key, keys, n=1)
+    hint = f"the nearest is {near[0]!r}" if near else f"choose one of {', '.join(keys)}"
+    return f"is no key that there is; {hint}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "empty"}[value]
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

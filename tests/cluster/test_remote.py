@@ -1,0 +1,185 @@
+"""What all kinds of workers do alike: of this machine, elsewhere, with this extension or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from comfyfleet.errors import RunCancelled, RunFailed
+from comfyfleet.fleet import Fleet, Host, new_run_id
+from comfyfleet.work import Mirrored, Unit
+from tests.queue_bed.bed import Gates, fault, picture, save
+from tests.remote_bed.bed import (
+    KINDS,
+    Prompt,
+    Watched,
+    begin,
+    comfyuis_elsewhere,
+    pixels,
+    remote,
+    results,
+    returning,
+)
+from tests.support import Master
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def elsewhere(
+    comfyui: Path, tmp_path_factory: pytest.TempPathFactory, nothing_left: None
+) -> Iterator[dict[str, Master]]:
+    with comfyuis_elsewhere(comfyui, tmp_path_factory.mktemp("elsewhere")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The owner's folders, in which prompts name files."""
+    return {name: tmp_path_factory.mktemp(name) for name in ("input", "output", "temp")}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def fleet(
+    request: pytest.FixtureRequest,
+    comfyui: Path,
+    elsewhere: dict[str, Master],
+    folders: dict[str, Path],
+) -> Iterator[Fleet]:
+    """A fleet of one worker, which is elsewhere."""
+    host = Host(comfyui=comfyui, cwd=Path.cwd(), folders=folders)
+    with Fleet([], host, remotes=[remote("box", elsewhere[request.param])]) as running:
+        running.kind = request.param  # type: ignore[attr-defined]
+        yield running
+
+
+def test_pictures_come_back_as_values(fleet: Fleet) -> None:
+    made = [returning(picture(color, 32), ["1", 0]) for color in (0x000000, 0x0000FF, 0x123456)]
+    for result, blue in zip(results(begin(fleet, *made)), (0x00, 0xFF, 0x56), strict=True):
+        image = pixels(result)
+        assert image.shape == (1, 32, 32, 3) and image.dtype == np.float32
+        assert set(image[..., 2].reshape(-1)) == {np.float32(blue / 255)}
+
+
+def test_a_batch_stays_a_batch(fleet: Fleet) -> None:
+    prompt = picture(7, 16)
+    prompt["1"]["inputs"]["batch_size"] = 5
+    (result,) = results(begin(fleet, returning(prompt, ["1", 0])))
+    assert pixels(result).shape == (5, 16, 16, 3)
+
+
+def test_saved_files_come_home(fleet: Fleet) -> None:
+    prompt = picture(3) | {"3": save(["1", 0], "deep/er")}
+    for _ in range(2):  # cached there the second time
+        (result,) = results(begin(fleet, prompt))
+        (file,) = result.files
+        assert file.node_id == "3" and file.name.startswith("deep/er_")
+        assert file.data.startswith(b"\x89PNG")
+
+
+def test_values_of_ours_need_no_extension(fleet: Fleet) -> None:
+    """Seeds and values are literals once a share knows them."""
+    prompt = returning(picture(0, 16), ["1", 0])
+    prompt["seed"] = {"class_type": "FleetSeed", "inputs": {"seed": 255}}
+    prompt["value"] = {"class_type": "FleetValue", "inputs": {"values": "48", "type": "INT"}}
+    prompt["1"]["inputs"] |= {"color": ["seed", 0], "width": ["value", 0]}
+    (result,) = results(begin(fleet, prompt))
+    assert pixels(result).shape == (1, 16, 48, 3) and pixels(result)[0, 0, 0, 2] == 1.0
+
+
+def test_a_failure_names_node_and_cause(fleet: Fleet) -> None:
+    with pytest.raises(RunFailed, match=r"node 2 \(TestFault\): ValueError: broken"):
+        begin(fleet, fault("all")).wait(60)
+
+
+def test_out_of_memory_is_known_as_such(fleet: Fleet) -> None:
+    with pytest.raises(RunFailed, match="ran out of memory"):
+        begin(fleet, fault("all", "memory")).wait(60)
+
+
+def test_a_cancelled_run_stops_there(fleet: Fleet, tmp_path: Path) -> None:
+    gates = Gates(tmp_path / "gates")
+    run = begin(fleet, gates.prompt("held"))
+    gates.wait("held")
+    run.cancel("no more")
+    with pytest.raises(RunCancelled):
+        run.wait(10)
+    (again,) = results(begin(fleet, returning(picture(1, 16), ["1", 0])))  # it is free again
+    assert again.values is not None
+
+
+def test_input_files_are_sent_wherever_they_are_named(
+    fleet: Fleet, folders: dict[str, Path]
+) -> None:
+    (folders["input"] / "sub").mkdir(exist_ok=True)
+    Image.new("RGB", (24, 16), (255, 0, 0)).save(folders["input"] / "sub" / "red one.png")
+    Image.new("RGB", (24, 16), (0, 0, 255)).save(folders["output"] / "blue.png")
+    for name in ("sub/red one.png", "blue.png [output]"):
+        load = {"class_type": "LoadImage", "inputs": {"image": name}}
+        for _ in range(2):
+            (result,) = results(begin(fleet, returning({"1": load}, ["1", 0])))
+            assert list(pixels(result)[0, 0, 0]) == ([1, 0, 0] if "red" in name else [0, 0, 1])
+
+
+def test_a_missing_class_is_said_before_anything_runs(fleet: Fleet) -> None:
+    prompt = picture(1) | {"2": {"class_type": "NoSuchNode", "inputs": {"image": ["1", 0]}}}
+    with pytest.raises(RunFailed, match="lacks node class NoSuchNode"):
+        begin(fleet, prompt | {"3": save(["2", 0])}).wait(30)
+
+
+def test_a_missing_model_is_named(fleet: Fleet) -> None:
+    load = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "none.safetensors"}}
+    decode = {"class_type": "VAEDecode", "inputs": {"samples": ["4", 0], "vae": ["1", 2]}}
+    empty = {"width": 64, "height": 64, "batch_size": 1}
+    latent = {"class_type": "EmptyLatentImage", "inputs": empty}
+    prompt = {"1": load, "4": latent, "2": decode, "3": save(["2", 0])}
+    with pytest.raises(RunFailed, match=r"'none.safetensors' for CheckpointLoaderSimple.ckpt_name"):
+        begin(fleet, prompt).wait(30)
+
+
+def test_progress_is_told(fleet: Fleet) -> None:
+    watched = Watched()
+    results(begin(fleet, picture(9) | {"3": save(["1", 0])}, watched=watched))
+    assert watched.of("progress")
+
+
+def test_a_whole_prompt_of_a_client_is_mirrored(fleet: Fleet) -> None:
+    """With its events, its files and its history."""
+    prompt = picture(5) | {"3": save(["1", 0], "mirrored")}
+    asked = Mirrored(
+        prompt_id=new_run_id(),
+        extra_data={"extra_pnginfo": {"workflow": {"nodes": []}}},
+        outputs=("3",),
+        features={},
+    )
+    unit = Unit(run_id=new_run_id(), index=0, prompt=prompt, mirrored=asked)
+    watched = Watched()
+    results(fleet.submit([unit], watched))
+    told = [event.told for event in watched.of("told") if event.told is not None]
+    names = [each.event for each in told]
+    assert names[0] == "execution_start" and names[-1] == "comfyfleet_history"
+    (saved,) = [file for each in told for file in each.files]
+    assert saved.name.startswith("mirrored_") and b'{"nodes": []}' in (saved.data or b"")
+    assert told[-1].data["status"]["status_str"] == "success"
+
+
+def test_memory_of_a_gpu_elsewhere_is_known(fleet: Fleet) -> None:
+    memory = fleet.snapshot().workers[0].memory
+    assert memory is not None and memory.device_total_bytes
+
+
+def test_latents_need_the_extension(fleet: Fleet) -> None:
+    empty = {"width": 64, "height": 64, "batch_size": 1}
+    latent: Prompt = {"1": {"class_type": "EmptyLatentImage", "inputs": empty}}
+    run = begin(fleet, returning(latent, ["1", 0], "value"))
+    if fleet.kind == "plain":  # type: ignore[attr-defined]
+        with pytest.raises(RunFailed, match="this extension, for 'value' of type LATENT"):
+            run.wait(30)
+        return
+    (result,) = results(run)
+    assert result.values is not None
+    assert result.values.skeleton["value"][0]["samples"].shape == (1, 4, 8, 8)
