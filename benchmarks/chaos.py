@@ -32,7 +32,7 @@ RUNS_PER_MASTER = 4
 _HANGS_S = 150.0
 #: A worker is back by then, also after the longest pause before a start.
 _BACK_S = 120.0
-_SIDE = 32
+SIDE = 32
 #: Of the master's log, shown after a run that went wrong.
 _LOG_CHARACTERS = 10_000
 
@@ -50,7 +50,7 @@ class Task:
 
     def prompt(self, orders: Path) -> dict[str, Any]:
         batch = 1 if self.collected else self.count
-        picture = {"seed": self.seed, "count": batch, "side": _SIDE}
+        picture = {"seed": self.seed, "count": batch, "side": SIDE}
         pause = {"image": ["1", 0], "seconds": self.seconds, "orders": str(orders)}
         prompt: dict[str, Any] = {
             "1": {"class_type": "BenchImages", "inputs": picture},
@@ -68,8 +68,8 @@ class Task:
     def pictures(self) -> list[str]:
         """The digests of the pictures that an undisturbed run saves, in order."""
         if self.collected:
-            return [_noise(self.seed + share, 1)[0] for share in range(self.count)]
-        return _noise(self.seed, self.count)
+            return [noise(self.seed + share, 1)[0] for share in range(self.count)]
+        return noise(self.seed, self.count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +163,7 @@ def disturb(server: Server, plan: Plan) -> Outcome:
         ids = _play(server, plan, saboteur, lambda task: task.prompt(orders))
         _wait(server, ids, outcome)
         outcome.seconds = round(time.monotonic() - begun, 1)
-        found = {path.name: _digest(path) for path in _files(server) - before}
+        found = {path.name: digest_of(path) for path in _files(server) - before}
         _compare(plan, found, outcome)
         for prompt_id, task in ids.items():
             entry = server.history(prompt_id)
@@ -251,14 +251,15 @@ def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def _noise(seed: int, count: int) -> list[str]:
+def noise(seed: int, count: int) -> list[str]:
     """What ``BenchImages`` makes and ``SaveImage`` saves."""
     generator = torch.Generator().manual_seed(seed)
-    pictures = torch.rand(count, _SIDE, _SIDE, 3, generator=generator).numpy()
+    pictures = torch.rand(count, SIDE, SIDE, 3, generator=generator).numpy()
     return [_sum(np.clip(255.0 * each, 0, 255).astype(np.uint8)) for each in pictures]
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Of the picture in a file, as ``noise`` has them."""
     with Image.open(path) as picture:
         return _sum(np.asarray(picture))
 

@@ -20,15 +20,22 @@ _HERE = Path(__file__).resolve().parent
 def cpu_fleet(workers: int) -> Iterator[Fleet]:
     """A running fleet of CPU workers that know the benchmark's nodes."""
     with tempfile.TemporaryDirectory() as folder:
-        # ComfyUI loads every folder in a custom_nodes path as a pack: ours holds just this one.
-        (Path(folder) / "packs").mkdir()
-        (Path(folder) / "packs" / "comfyfleet-bench").symlink_to(_HERE / "pack")
-        paths = Path(folder) / "paths.yaml"
-        paths.write_text(f"bench:\n  custom_nodes: {folder}/packs\n", encoding="utf-8")
-        flags = ("--extra-model-paths-config", str(paths))
+        flags = bench_flags(Path(folder))
         host = Host(comfyui=find_comfyui(), flags=flags, cwd=Path.cwd())
         with Fleet([cpu_device()] * workers, host) as fleet:
             yield fleet
+
+
+def bench_flags(folder: Path) -> tuple[str, ...]:
+    """Flags of a ComfyUI that is to know the benchmark's nodes; what they name is in ``folder``."""
+    # ComfyUI loads every folder in a custom_nodes path as a pack: ours holds just this one.
+    packs = folder / "packs"
+    if not packs.exists():
+        packs.mkdir()
+        (packs / "comfyfleet-bench").symlink_to(_HERE / "pack")
+    paths = folder / "paths.yaml"
+    paths.write_text(f"bench:\n  custom_nodes: {packs}\n", encoding="utf-8")
+    return ("--extra-model-paths-config", str(paths))
 
 
 def units_of(prompts: list[Mapping[str, Any]]) -> list[Unit]:

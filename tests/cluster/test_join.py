@@ -97,5 +97,5 @@ def test_a_wrong_token_is_refused_with_the_remedy(studio: Master, garage: Master
 
 
 def test_nothing_there_to_join(garage: Master, studio: Master) -> None:
-    answer = run_command("join", "studio:8188")
+    answer = run_command("join", "ftp://studio:8188")
     assert answer.returncode == 2 and "give an address such as" in answer.stderr

@@ -21,6 +21,8 @@ VALUES: dict[str, tuple[str, Any, str, Any, str]] = {
     "stagger": ("2.5", 2.5, " 20 ", 20.0, "-1"),
     "branches": ("true", True, "true", True, "[true]"),
     "hosts": ("[a.example, b]", "a.example,b", " c.example ", "c.example", "https://a.example"),
+    "cluster": ("head.lan", "head.lan", " 10.0.0.1:7000 ", "10.0.0.1:7000", "ray://head:10001"),
+    "insecure_cluster": ("true", True, "1", True, "yes please"),
 }
 IN_FILE = [setting for setting in SETTINGS if setting.key]
 

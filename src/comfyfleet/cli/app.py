@@ -10,7 +10,6 @@ import typer
 
 from comfyfleet.cli import config
 from comfyfleet.cli.options import AsJson, ComfyUI, ConfigFile, Workers
-from comfyfleet.errors import InputError
 
 EPILOG = (
     "Exit codes: 0 done; 1 a run failed; 2 wrong input; 3 the fleet could not start; "
@@ -73,6 +72,13 @@ def run(
     ] = False,
     comfyui: ComfyUI = None,
     config_file: ConfigFile = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="HOST[:PORT] of a Ray cluster's head (default: as set)."),
+    ] = None,
+    insecure_cluster: Annotated[
+        bool, typer.Option("--insecure-cluster", help="Also one that asks for no token.")
+    ] = False,
 ) -> None:
     """Run a workflow on all workers and save what it makes."""
     from comfyfleet.cli.configure import chosen_workers, read_config
@@ -80,6 +86,7 @@ def run(
     from comfyfleet.config import find_comfyui
     from comfyfleet.fleet import Host
     from comfyfleet.fleet.batch import Batch
+    from comfyfleet.fleet.cluster import chosen_cluster
 
     batch = Batch.read(workflow, count=count, seed=seed, assignments=set_ or [])
     folder, found = find_comfyui(comfyui), read_config(config_file, comfyui)
@@ -89,8 +96,83 @@ def run(
         cwd=Path.cwd(),
         folders={name: folder / name for name in ("input", "output", "temp")},
     )
-    chosen = chosen_workers(workers, found)
-    run_command(batch, host, out=out, resume=resume, workers=chosen, remotes=found.remotes())
+    run_command(
+        batch,
+        host,
+        out=out,
+        resume=resume,
+        workers=chosen_workers(workers, found),
+        remotes=found.remotes(),
+        cluster=chosen_cluster(found, cluster, insecure=insecure_cluster),
+    )
+
+
+ClusterToken = Annotated[
+    Path | None,
+    typer.Option(help="The file with the cluster's token (default: ~/.ray/auth_token)."),
+]
+CpuSlots = Annotated[int, typer.Option(min=0, max=256, help="How many workers on the CPU.")]
+
+
+@app.command()
+def head(
+    port: Annotated[int, typer.Option(min=1024, max=65535, help="Where it listens.")] = 6379,
+    address: Annotated[
+        str | None, typer.Option(help="This machine's address as others see it.")
+    ] = None,
+    token_file: ClusterToken = None,
+    gpus: Annotated[int, typer.Option(min=0, help="How many of its GPUs the cluster gets.")] = 0,
+    cpu_slots: CpuSlots = 0,
+    comfyui: ComfyUI = None,
+) -> None:
+    """Start a cluster that other machines can join; stays until it is interrupted."""
+    from comfyfleet.cli.join_cluster import start_head
+
+    start_head(
+        port=port,
+        address=address,
+        token_file=token_file,
+        gpus=gpus,
+        cpu_slots=cpu_slots,
+        comfyui=comfyui,
+    )
+
+
+@app.command()
+def join(
+    to: Annotated[
+        str, typer.Argument(metavar="URL|HEAD", help="A ComfyUI's address, or a cluster's head.")
+    ],
+    token: Annotated[
+        str | None,
+        typer.Option(help="URL: its token (default: COMFYFLEET_TOKEN, or as paired)."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="URL: what we are called there (default: as this machine).")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="URL: certificates (PEM) to trust, not the system's.")
+    ] = None,
+    url: Url = None,
+    token_file: ClusterToken = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="HEAD: how many GPUs to offer (default: all).")
+    ] = None,
+    cpu_slots: CpuSlots = 0,
+    comfyui: ComfyUI = None,
+) -> None:
+    """Offer this machine to a ComfyUI elsewhere, or to a cluster, until it is interrupted.
+
+    To a ComfyUI: the one that runs here. To a cluster: this machine's devices.
+    """
+    if "://" in to:
+        from comfyfleet.cli.join_url import join_url
+
+        join_url(to, token=token, token_file=token_file, name=name, ca=ca, url=url)
+        return
+    from comfyfleet.cli.join_cluster import join_cluster
+
+    join_cluster(to, token_file=token_file, gpus=gpus, cpu_slots=cpu_slots, comfyui=comfyui)
 
 
 @app.command()
@@ -187,28 +269,6 @@ def pair(
         show_code(url=url, token_file=token_file)
     else:
         get_token(there, code, name=name, out=out)
-
-
-@app.command()
-def join(
-    to: Annotated[str, typer.Argument(metavar="URL", help="The ComfyUI that shall use this one.")],
-    token: Annotated[
-        str | None, typer.Option(help="Its token (default: COMFYFLEET_TOKEN, or as paired).")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="What we are called there (default: this machine's name).")
-    ] = None,
-    ca: Annotated[
-        Path | None, typer.Option(help="Certificates (PEM) to trust in place of the system's.")
-    ] = None,
-    url: Url = None,
-) -> None:
-    """Let a ComfyUI elsewhere use the one that runs here; stays until it is interrupted."""
-    from comfyfleet.cli.join_url import join_url
-
-    if not to.startswith(("http://", "https://")):
-        raise InputError(f"join {to!r}: give an address such as https://studio.example:8188.")
-    join_url(to, token=token, name=name, ca=ca, url=url)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from comfyfleet.config import Remote
 from comfyfleet.errors import InputError, WorkflowError
 from comfyfleet.fleet import Delivery, Fleet, Host, Run, RunEvent, new_run_id
 from comfyfleet.fleet.batch import Batch, OutputFolder
+from comfyfleet.fleet.cluster import Cluster
 from comfyfleet.graph import missing_files
 from comfyfleet.planner import Device, choose_devices, find_devices
 from comfyfleet.work import Result
@@ -27,19 +28,23 @@ def run_command(
     resume: bool,
     workers: str,
     remotes: Sequence[Remote] = (),
+    cluster: Cluster | None = None,
 ) -> None:
     """Run a batch into a folder; all that can be checked is checked before a worker starts."""
     check_files(batch, host)
     elsewhere = [each for each in remotes if each.enabled]
-    devices = [] if elsewhere and workers == "0" else devices_for(workers)
+    others = bool(cluster or (elsewhere and workers == "0"))
+    devices = devices_beside(workers) if others else devices_for(workers)
     with closing(OutputFolder(out, batch, resume=resume)) as folder:
         done = [index for index in folder.finished if index < batch.count]
         if len(done) == batch.count:
             console.print(f"nothing to do: all {batch.count} runs are in {out}")
             return
-        with closing(Fleet(devices, host, remotes=elsewhere)) as fleet:
-            with console.status(f"starting {len(devices) + len(elsewhere)} workers"):
+        with closing(Fleet(devices, host, remotes=elsewhere, cluster=cluster)) as fleet:
+            with console.status(_starting(len(devices) + len(elsewhere), cluster)):
                 fleet.start()
+            for note in fleet.notes:
+                console.print(note)
             run_batch(fleet, batch, folder, done)
 
 
@@ -52,6 +57,16 @@ def devices_for(workers: str) -> list[Device]:
     if workers == "auto":
         return choose_devices("cpu", found)
     raise InputError(f"--workers {workers}: nothing runs without a worker. Give 1 or more.")
+
+
+def devices_beside(workers: str) -> list[Device]:
+    """The same beside a cluster, whose devices may be enough."""
+    return [] if workers == "0" else choose_devices(workers, find_devices())
+
+
+def _starting(workers: int, cluster: Cluster | None) -> str:
+    elsewhere = f" and those of the cluster at {cluster.address}" if cluster else ""
+    return f"starting {workers} workers{elsewhere}"
 
 
 def check_files(batch: Batch, host: Host) -> None:

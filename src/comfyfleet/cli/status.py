@@ -25,8 +25,9 @@ def show_status(*, as_json: bool) -> None:
     table.add_column("log", overflow="fold")
     for record in records:
         for worker in record.workers:
+            memory = f"on {worker.host}" if worker.host else _memory(worker.pid)
             row = (worker.id, worker.device_name, str(worker.pid))
-            table.add_row(str(record.owner_pid), *row, _memory(worker.pid), worker.log_file)
+            table.add_row(str(record.owner_pid), *row, memory, worker.log_file)
     console.print(table)
 
 

@@ -15,7 +15,9 @@ from comfyfleet.config.remotes import Remote
 from comfyfleet.config.schema import WorkerEntry
 from comfyfleet.config.settings import (
     BRANCHES,
+    CLUSTER,
     HOSTS,
+    INSECURE_CLUSTER,
     JOURNAL,
     MASTER_COMPUTES,
     SETTINGS,
@@ -28,8 +30,10 @@ from comfyfleet.config.settings import (
 
 __all__ = [
     "BRANCHES",
+    "CLUSTER",
     "FILE_NAME",
     "HOSTS",
+    "INSECURE_CLUSTER",
     "JOURNAL",
     "MASTER_COMPUTES",
     "SETTINGS",

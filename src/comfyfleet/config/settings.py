@@ -109,6 +109,11 @@ HOST_NAMES: Kind[str] = Kind(
     "host names without ports, such as studio.example or a.example,b.example",
 )
 
+HEAD: Kind[str] = Kind(
+    Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+(:[0-9]{4,5})?$")],
+    "the address of a Ray head, such as 192.168.1.5:6379",
+)
+
 COMFYUI_PATH = Setting(
     key="",
     env="COMFYUI_PATH",
@@ -177,6 +182,24 @@ HOSTS = Setting(
     help="Further host names under which browsers open this ComfyUI, such as that of a proxy. "
     "Loopback, IP addresses and this machine's own name need not be named.",
 )
+CLUSTER = Setting(
+    key="cluster",
+    env="COMFYFLEET_CLUSTER",
+    flag="--cluster",
+    kind=HEAD,
+    default="",
+    help="HOST or HOST:PORT of the head of a Ray cluster, whose free devices work too. The "
+    "variable RAY_ADDRESS does the same where this is not set.",
+)
+INSECURE_CLUSTER = Setting(
+    key="insecure_cluster",
+    env="COMFYFLEET_INSECURE_CLUSTER",
+    flag="--insecure-cluster",
+    kind=SWITCH,
+    default=False,
+    help="true: use a cluster that asks for no token, on which everybody who reaches it can run "
+    "code. false: refuse it.",
+)
 SETTINGS: tuple[Setting[Any], ...] = (
     COMFYUI_PATH,
     WORKERS,
@@ -186,6 +209,8 @@ SETTINGS: tuple[Setting[Any], ...] = (
     STAGGER,
     BRANCHES,
     HOSTS,
+    CLUSTER,
+    INSECURE_CLUSTER,
 )
 #: Those that fleet.yaml may hold, by their key.
 BY_KEY = {setting.key: setting for setting in SETTINGS if setting.key}

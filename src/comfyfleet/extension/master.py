@@ -75,7 +75,7 @@ class Master:
     @property
     def has_workers(self) -> bool:
         """True if the fleet has, or will have, workers besides this process."""
-        return bool(self._service.names)
+        return self._service.has_workers
 
     @property
     def worker_names(self) -> list[str]:

@@ -95,7 +95,7 @@ class Switch:
             logger.error("the queue is not shared: %s", error)
 
     def _turn_on(self, master_computes: bool | None) -> None:
-        if not self._service.names:
+        if not self._service.has_workers:
             raise InputError(
                 "the fleet has no worker to share the queue with: set COMFYFLEET_WORKERS to "
                 "devices for workers, or add workers elsewhere (`comfyfleet config add-worker`)."

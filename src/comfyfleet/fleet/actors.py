@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import signal
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from comfyfleet.errors import FleetError, Problem, WorkerStartError
+from comfyfleet.fleet.cluster_worker import NodeSpec, NodeWorker
 from comfyfleet.fleet.remote import RemoteSpec, RemoteWorker
 from comfyfleet.fleet.spec import WorkerSpec
 from comfyfleet.fleet.worker import Worker, log_tail
@@ -34,20 +39,21 @@ _ACTOR_OPTIONS: dict[str, Any] = {
     "concurrency_groups": {"run": 1, "watch": 1, "control": 2, "pulse": 1},
 }
 
+#: What a worker is started with: on this machine, at an address, on a node of a cluster.
+AnySpec: TypeAlias = WorkerSpec | RemoteSpec | NodeSpec
+
 _GONE = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError)
 
 
 class Actors:
     """One Ray actor for each spec, by worker id."""
 
-    def __init__(self, specs: Sequence[WorkerSpec | RemoteSpec]) -> None:
+    def __init__(self, specs: Sequence[AnySpec]) -> None:
         self._specs = {spec.id: spec for spec in specs}
         self.infos: dict[str, WorkerInfo] = {}
         self._handles: dict[str, Any] = {}
         #: Worker id -> its node classes.
         self._classes: dict[str, frozenset[str]] = {}
-        self._actor = ray.remote(**_ACTOR_OPTIONS)(Worker)
-        self._remote_actor = ray.remote(**_ACTOR_OPTIONS)(RemoteWorker)
         #: Run -> where each of its values lies, or will lie, in the object store.
         self._stored: dict[str, dict[str, asyncio.Future[Any]]] = {}
         #: Workers and units whose values are being stored; an interrupted one is taken out.
@@ -66,10 +72,10 @@ class Actors:
         return (frozenset.intersection(*own) if own else frozenset()).union(*others)
 
     def is_remote(self, worker_id: str) -> bool:
-        """Is it a ComfyUI elsewhere, which nobody here can start?"""
-        return isinstance(self._specs[worker_id], RemoteSpec)
+        """Is it on a machine that may be away now, and come?"""
+        return not isinstance(self._specs[worker_id], WorkerSpec)
 
-    def expect(self, spec: RemoteSpec) -> None:
+    def expect(self, spec: AnySpec) -> None:
         """A further worker, or another way to one that is known; ``restart`` starts it."""
         self._specs[spec.id] = spec
 
@@ -87,9 +93,7 @@ class Actors:
 
     async def restart(self, worker_id: str) -> None:
         """Start one that is not here. Raises WorkerStartError if it does not come up."""
-        spec = self._specs[worker_id]
-        actor = self._actor if isinstance(spec, WorkerSpec) else self._remote_actor
-        self._handles[worker_id] = actor.remote(spec)
+        self._handles[worker_id] = _create(self._specs[worker_id])
         info = await self._started(worker_id)
         self._classes[worker_id] = frozenset(await self._call(worker_id, "node_classes"))
         self.infos[worker_id] = info
@@ -186,6 +190,14 @@ class Actors:
             return None
         return found
 
+    def kill(self, worker: WorkerInfo) -> None:
+        """End a worker's process; nothing happens if it has ended already."""
+        if worker.host:
+            ray.kill(self._handles[worker.id])
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGKILL)
+
     async def lost(self, worker_id: str) -> str:
         """Wait until the worker is no more; why."""
         try:
@@ -201,8 +213,20 @@ class Actors:
         return await remote.options(concurrency_group=group).remote(*args)
 
 
-def _why_not_started(spec: WorkerSpec | RemoteSpec, why: str) -> str:
+def _create(spec: AnySpec) -> Any:
+    """Begin to start a worker; those of a cluster's nodes where their device is."""
+    if isinstance(spec, NodeSpec):
+        return ray.remote(**{**_ACTOR_OPTIONS, **spec.demand})(NodeWorker).remote(spec)
+    # In a cluster Ray would take any node.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {**_ACTOR_OPTIONS, "scheduling_strategy": here}
     if isinstance(spec, RemoteSpec):
+        return ray.remote(**options)(RemoteWorker).remote(spec)
+    return ray.remote(**options)(Worker).remote(spec)
+
+
+def _why_not_started(spec: AnySpec, why: str) -> str:
+    if not isinstance(spec, WorkerSpec):
         return f"worker {spec.id} cannot be used: {why}"
     return (
         f"worker {spec.id} ({spec.device.id}) could not start: {why}\n"

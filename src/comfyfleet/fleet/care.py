@@ -9,8 +9,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,7 +164,7 @@ class Care:
         """Keep the logs of running workers from growing for ever."""
         while True:
             await asyncio.sleep(_LOG_INTERVAL_S)
-            for info in list(self._actors.infos.values()):
+            for info in [each for each in self._actors.infos.values() if not each.host]:
                 try:
                     await asyncio.to_thread(rotate_open, Path(info.log_file))
                 except OSError:
@@ -193,7 +191,7 @@ class Care:
             why = await self._silence_of(worker) if self._has_work(worker.id) else ""
             if why:
                 self._killed[worker.id] = why
-                end_process(worker)
+                self._actors.kill(worker)
                 return
 
     def _has_work(self, worker_id: str) -> bool:
@@ -271,7 +269,7 @@ class Care:
         info = self._actors.infos.get(worker_id)
         if info is not None:
             self._killed[worker_id] = "its owner restarted it"
-            end_process(info)
+            self._actors.kill(info)
         elif worker_id in self._given_up:
             self._loop.spawn(self._revive(worker_id, self._given_up.pop(worker_id)))
         elif worker_id in self._waiting:
@@ -285,13 +283,9 @@ class Care:
                 self._handle(RunCancelled(run_id=unit.run_id, reason=reason))
 
 
-def end_process(worker: WorkerInfo) -> None:
-    """Kill a worker; nothing happens if it has ended already."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(worker.pid, signal.SIGKILL)
-
-
 def _is_stopped(worker: WorkerInfo) -> bool:
+    if worker.host:
+        return False  # its process is not one of ours
     try:
         return psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED
     except psutil.Error:

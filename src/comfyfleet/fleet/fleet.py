@@ -8,6 +8,7 @@ answers are instructions, carried out at once. Policy lives in ``work``, none of
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING
 from comfyfleet.config import Remote, pack_dir
 from comfyfleet.errors import FleetError, Problem, RunCancelled, RunError, RunFailed
 from comfyfleet.fleet.care import Care
+from comfyfleet.fleet.cluster import Cluster
+from comfyfleet.fleet.cluster_session import ClusterSession
 from comfyfleet.fleet.insight import Snapshot
 from comfyfleet.fleet.insight_memory import DeviceMemory, MemoryWatch
 from comfyfleet.fleet.ledger import Ledger
@@ -63,9 +66,15 @@ from comfyfleet.work import RunCancelled as RunCancelledEvent
 
 if TYPE_CHECKING:
     from comfyfleet.fleet.actors import Actors
+    from comfyfleet.fleet.cluster_worker import NodeSpec
+    from comfyfleet.fleet.slots import Slots
+
+logger = logging.getLogger(__name__)
 
 #: How long ``close`` lets Ray shut down by itself before everything is killed.
 _CLOSE_GRACE_S = 1.3
+#: How often a cluster is asked for nodes that have joined it.
+_NODES_INTERVAL_S = 15.0
 
 
 class Fleet:
@@ -80,8 +89,15 @@ class Fleet:
         host: Host,
         policy: Policy | None = None,
         remotes: Sequence[Remote] = (),
+        cluster: Cluster | None = None,
     ) -> None:
-        """``remotes``: workers elsewhere; they join when they are there."""
+        """``remotes``: workers elsewhere; they join when they are there. ``cluster``: its free
+        devices get workers too.
+        """
+        self._cluster = cluster
+        self._slots: Slots | None = None
+        #: Sentences about what of the cluster is left out, and why.
+        self.notes: list[str] = []
         self._devices = list(devices)
         self._remotes = list(remotes)
         self._host = host
@@ -121,7 +137,7 @@ class Fleet:
         Raises FleetError, or WorkerStartError with the end of the worker's log; then nothing is
         left running.
         """
-        self._session = Session()
+        self._session = ClusterSession(self._cluster) if self._cluster else Session()
         self._loop.start()
         try:
             self._ready.result()
@@ -260,7 +276,7 @@ class Fleet:
         from comfyfleet.fleet.actors import Actors
 
         try:
-            self._actors = Actors(self._specs(session))
+            self._actors = Actors([*self._specs(session), *self._specs_in_cluster()])
             stopped = asyncio.ensure_future(self._stop.wait())
             started = asyncio.ensure_future(self._actors.start())
             await asyncio.wait({stopped, started}, return_when=asyncio.FIRST_COMPLETED)
@@ -279,6 +295,40 @@ class Fleet:
         own = worker_specs(self._devices, self._host, folder_of=folders, pack=pack_dir())
         return [*own, *remote_specs(self._remotes, self._host, session.folder)]
 
+    def _specs_in_cluster(self) -> list[NodeSpec]:
+        """Workers on the cluster's nodes. Raises FleetError if there is nobody else either."""
+        if self._cluster is None:
+            return []
+        from comfyfleet.fleet.slots import Slots
+
+        self._slots = Slots(self._host)
+        specs, self.notes = self._slots.look()
+        for note in self.notes:
+            logger.warning("%s", note)
+        if not (specs or self._devices or self._remotes):
+            why = " ".join(self.notes) or "No node offers one; `comfyfleet join` does."
+            raise FleetError(f"the cluster at {self._cluster.address} has no free device. {why}")
+        for spec in specs:
+            self.ledger.expect(spec.id, spec.device.id)
+        return specs
+
+    async def _watch_cluster(self) -> None:
+        """Take the devices of nodes that join later."""
+        assert self._actors is not None and self._care is not None and self._slots is not None
+        while True:
+            await asyncio.sleep(_NODES_INTERVAL_S)
+            try:
+                specs, notes = await asyncio.to_thread(self._slots.look)
+            except Exception:
+                logger.warning("the cluster cannot be asked for new nodes", exc_info=True)
+                continue
+            for note in notes:
+                logger.warning("%s", note)
+            for spec in specs:
+                self._actors.expect(spec)
+                self.ledger.expect(spec.id, spec.device.id)
+                self._care.seek(spec.id)
+
     async def _welcome(self, actors: Actors, session: Session) -> None:
         def record() -> None:
             infos = list(actors.infos.values())
@@ -292,6 +342,8 @@ class Fleet:
             self._care.begin(worker_id)
             self._handle(WorkerJoined(worker_id=worker_id))
         await self._care.seek_all()
+        if self._slots is not None:
+            self._loop.spawn(self._watch_cluster())
         self._ready.set_result(None)
 
     def _add(self, remote: Remote) -> None:

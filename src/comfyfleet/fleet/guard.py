@@ -18,6 +18,9 @@ import psutil
 #: Environment variable that marks every process of a session with the session's folder.
 SESSION_MARK = "COMFYFLEET_SESSION"
 
+#: Option of the script: live on as a process that is no child of the owner.
+DETACH = "--detach"
+
 
 def members(session: str) -> Iterator[psutil.Process]:
     """Processes that were started inside this session (never this one or its parent)."""
@@ -30,10 +33,10 @@ def members(session: str) -> Iterator[psutil.Process]:
             continue  # it ended meanwhile, or belongs to somebody else
 
 
-def sweep(session: str) -> None:
-    """End the session's processes and remove its folder; again until nobody is left."""
+def end_members(session: str) -> None:
+    """End the session's processes; again until nobody is left."""
     for _ in range(20):
-        found = list(members(session))
+        found = [each for member in members(session) for each in _family(member)]
         for process in found:
             try:
                 process.kill()
@@ -41,11 +44,27 @@ def sweep(session: str) -> None:
                 continue  # it ended meanwhile; what cannot be ended is found again below
         if not psutil.wait_procs(found, timeout=1.0)[1] and not found:
             break
+
+
+def sweep(session: str) -> None:
+    """End the session's processes and remove its folder."""
+    end_members(session)
     shutil.rmtree(session, ignore_errors=True)
 
 
+def _family(process: psutil.Process) -> list[psutil.Process]:
+    """It and all that it has started: a process that renames itself may overwrite its mark."""
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return [process]
+
+
 def main() -> None:
-    session = sys.argv[1]
+    session, *options = sys.argv[1:]
+    # The owner is a worker of Ray, which ends its child processes when it ends: be none of them.
+    if DETACH in options and os.fork():
+        return
     sys.stdin.buffer.read()
     sweep(session)
 

@@ -67,6 +67,8 @@ class WorkerStatus:
     reason: str
     device: str
     device_name: str = ""
+    #: The machine that process and log are of; empty: the fleet's own.
+    host: str = ""
     pid: int | None = None
     log_file: str = ""
     memory: Memory = Memory()

@@ -51,7 +51,7 @@ def _memory(worker: WorkerStatus, known: DeviceMemory) -> Memory:
     if worker.pid is None:
         return Memory()
     free, total = known.get(worker.id, (None, None))
-    rss = rss_of(worker.pid)
+    rss = None if worker.host else rss_of(worker.pid)
     return Memory(rss_bytes=rss, device_free_bytes=free, device_total_bytes=total)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from comfyfleet.fleet.care import end_process
 from comfyfleet.work import (
     Dispatch,
     Event,
@@ -112,7 +111,7 @@ class Lending:
             except asyncio.TimeoutError:
                 if loan.relied_on:
                     loan.silent = True
-                    end_process(loan.worker)
+                    self._actors.kill(loan.worker)
                     return
 
 

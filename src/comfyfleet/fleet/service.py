@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from comfyfleet.config import STAGGER, WORKERS, Config, Remote, is_worker
+from comfyfleet.fleet.cluster import Cluster, chosen_cluster
 from comfyfleet.fleet.fleet import Fleet
 from comfyfleet.fleet.seat import MASTER
 from comfyfleet.fleet.spec import Host, worker_ids
@@ -29,6 +30,7 @@ class Service:
         self._devices_lock = threading.Lock()
         self._fleet_lock = threading.Lock()
         self._devices: list[Device] | None = None
+        self._cluster: Cluster | None = None
         #: Those that dialled in, by name.
         self._joined: dict[str, Remote] = {}
         self._fleet: Fleet | None = None
@@ -41,6 +43,7 @@ class Service:
         """
         with self._devices_lock:
             if self._devices is None:
+                self._cluster = None if is_worker() else chosen_cluster(self._config())
                 self._devices = [] if is_worker() else self._chosen()
             return self._devices
 
@@ -68,8 +71,18 @@ class Service:
         return [*worker_ids(self.devices()), *listed, MASTER, "all"]
 
     @property
+    def has_workers(self) -> bool:
+        """True if the fleet has, or is to have, workers. Raises InputError for a wrong setting."""
+        return bool(self.devices() or self.remotes()) or self._cluster is not None
+
+    @property
     def names(self) -> list[str]:
-        """The workers that the fleet has, or will have. Raises InputError for a wrong setting."""
+        """The workers that the fleet has, or will have. Raises InputError for a wrong setting.
+
+        A cluster is asked for its own, for which the fleet is started.
+        """
+        if self.has_workers and self._cluster is not None:
+            return self.fleet().care.worker_ids
         return [*worker_ids(self.devices()), *(each.name for each in self.remotes())]
 
     def fleet(self) -> Fleet:
@@ -82,7 +95,7 @@ class Service:
             if self._fleet is None:
                 stagger_s = self._config().value(STAGGER)
                 policy = Policy(stagger_s=stagger_s)
-                fleet = Fleet(devices, self._host, policy, self.remotes())
+                fleet = Fleet(devices, self._host, policy, self.remotes(), self._cluster)
                 self._starting = fleet
                 try:
                     fleet.start()

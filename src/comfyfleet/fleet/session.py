@@ -14,7 +14,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -28,9 +28,10 @@ from comfyfleet.fleet.registry import PREFIX, sessions_root
 _SOURCES = Path(__file__).resolve().parents[2]
 
 #: Shared memory for results on their way; Ray spills to disk beyond it.
-_OBJECT_STORE_BYTES = 2 * 1024**3
+OBJECT_STORE_BYTES = 2 * 1024**3
 
-_RAY_ENVIRONMENT = {
+#: Ray's variables for a private Ray.
+RAY_ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's own switch for "no cluster": every socket of it is bound to 127.0.0.1.
@@ -44,7 +45,8 @@ _RAY_ENVIRONMENT = {
 
 #: One for the life of this process, as Ray's library keeps the first that it sees.
 _token = secrets.token_hex(32)
-_ray_is_ours = False
+#: The settings with which Ray was loaded into this process, but for the file with its token.
+_loaded_with: Mapping[str, str] | None = None
 
 
 class Session:
@@ -72,12 +74,15 @@ class Session:
 
     def start(self) -> None:
         """Start Ray. Raises FleetError if another pack uses Ray here, or if it does not start."""
-        ray = _import_ray(self._write_token())
+        settings = self._settings()
+        ray = _import_ray(settings)
         # Ray notes that it sets no signal handler outside the main thread, which is as it should.
         logging.getLogger("ray").setLevel(logging.ERROR)
         try:
             with _environment(**self._inherited()):
-                ray.init(**self._options())
+                self._connect(ray)
+        except FleetError:
+            raise
         except Exception as error:
             raise FleetError(f"Ray did not start: {type(error).__name__}: {error}") from error
 
@@ -96,10 +101,18 @@ class Session:
         except subprocess.TimeoutExpired:
             guard.sweep(str(self.folder))
 
-    def _write_token(self) -> Path:
+    def _settings(self) -> dict[str, str]:
+        """Ray's variables for this whole process."""
+        return {**RAY_ENVIRONMENT, "RAY_AUTH_TOKEN_PATH": str(self.write_token(_token))}
+
+    def _connect(self, ray: Any) -> None:
+        ray.init(**self._options())
+
+    def write_token(self, token: str) -> Path:
+        """A file of the folder with this token, for this user's eyes alone."""
         path = self.folder / "token"
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(_token)
+            file.write(token)
         return path
 
     def _inherited(self) -> dict[str, str]:
@@ -107,22 +120,26 @@ class Session:
 
         Installed as a custom node, this package is on ``sys.path`` of the master alone.
         """
-        path = [str(_SOURCES), os.environ.get("PYTHONPATH", "")]
-        joined = os.pathsep.join(entry for entry in path if entry)
-        return {guard.SESSION_MARK: str(self.folder), "PYTHONPATH": joined}
+        return {guard.SESSION_MARK: str(self.folder), "PYTHONPATH": python_path()}
 
     def _options(self) -> dict[str, Any]:
         return {
             "address": "local",
             "num_cpus": 0,
             "num_gpus": 0,
-            "object_store_memory": _OBJECT_STORE_BYTES,
+            "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
             "log_to_driver": False,
             "configure_logging": False,
             # Below our own folder: Ray opens the one that it is given to everybody.
             "_temp_dir": str(self.folder / "ray"),
         }
+
+
+def python_path() -> str:
+    """PYTHONPATH for processes that import this package."""
+    path = [str(_SOURCES), os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(entry for entry in path if entry)
 
 
 @contextmanager
@@ -140,16 +157,22 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _import_ray(token: Path) -> ModuleType:
+def _import_ray(settings: Mapping[str, str]) -> ModuleType:
     """Ray with our settings. Its library reads them once, at import, for the whole process."""
-    global _ray_is_ours
+    global _loaded_with
+    lasting = {name: value for name, value in settings.items() if name != "RAY_AUTH_TOKEN_PATH"}
     foreign = "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token"
-    if foreign and not _ray_is_ours:
+    if foreign and _loaded_with is None:
         raise FleetError(
             "another pack has loaded Ray into this process without token authentication, and "
             "ComfyFleet never starts Ray without it. Disable that pack, or start ComfyUI with "
             "RAY_AUTH_MODE=token and a RAY_AUTH_TOKEN of your own."
         )
-    os.environ.update(_RAY_ENVIRONMENT, RAY_AUTH_TOKEN_PATH=str(token))
-    _ray_is_ours = True
+    if _loaded_with not in (None, lasting):
+        raise FleetError(
+            "this process has used Ray in another way before (alone, or in a cluster), and Ray "
+            "cannot change that. Start this program again."
+        )
+    os.environ.update(settings)
+    _loaded_with = lasting
     return importlib.import_module("ray")

@@ -116,7 +116,7 @@ def worker_specs(
             id=name,
             device=device,
             host=host,
-            flags=_flags(device, host, folder_of[name]),
+            flags=worker_flags(device, host, folder_of[name]),
             environment={
                 WORKER_MARK: name,
                 **device_environment(device, os.environ, threads),
@@ -143,7 +143,8 @@ def worker_ids(devices: Sequence[Device]) -> list[str]:
 _GPU_MEMORY_FLAGS = {"--gpu-only", "--highvram", "--normalvram", "--lowvram", "--novram"}
 
 
-def _flags(device: Device, host: Host, folder: Path) -> tuple[str, ...]:
+def worker_flags(device: Device, host: Host, folder: Path) -> tuple[str, ...]:
+    """The flags of a worker's ComfyUI: the host's, with device and files of its own."""
     flags = [*inherited_flags(host.flags), "--disable-auto-launch"]
     flags += ["--temp-directory", str(folder)]
     flags += ["--database-url", f"sqlite:///{folder / 'comfyui.db'}"]

@@ -60,6 +60,8 @@ class WorkerInfo:
     pid: int
     comfyui_version: str
     log_file: str
+    #: The machine that it runs on, and its process and log are of; empty: this one.
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

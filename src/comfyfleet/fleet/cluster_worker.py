@@ -1,0 +1,195 @@
+"""A worker on a node of a cluster: what is a path on the master's machine is found on the node.
+
+Its folder is made by its process and removed by a guard of its own, as nobody else is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from comfyfleet.config import WORKER_MARK, find_comfyui, pack_dir
+from comfyfleet.errors import ComfyFleetError, InputError
+from comfyfleet.fleet import guard
+from comfyfleet.fleet.logs import rotate_open
+from comfyfleet.fleet.ray_node import CPU_SLOT
+from comfyfleet.fleet.registry import PREFIX, sessions_root
+from comfyfleet.fleet.spec import Host, WorkerSpec, inherited_flags, worker_flags
+from comfyfleet.fleet.worker import Worker, log_tail
+from comfyfleet.planner import Device
+from comfyfleet.work import Failure, WorkerInfo
+
+#: How often a worker looks at the size of its log.
+_LOG_INTERVAL_S = 60.0
+#: Of this, any number of workers can take a part: it names the node.
+_NODE_PART = 0.001
+#: Where a worker's files go is its own affair.
+_REPLACED = ("--output-directory",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSpec:
+    """What one worker on a cluster's node is started with; its paths are found there."""
+
+    id: str
+    device: Device
+    #: The master's: its ComfyUI is taken if the node has one at the same place, and no other.
+    host: Host
+    #: The node's address and name.
+    address: str
+    node: str
+    #: How many workers on the CPU share the node's cores.
+    cpu_workers: int = 1
+
+    @property
+    def demand(self) -> dict[str, Any]:
+        """What Ray finds a place by. Of a node that is away until it is back: its address stays."""
+        node = {f"node:{self.address}": _NODE_PART}
+        if self.device.kind == "cpu":
+            return {"num_gpus": 0, "resources": {**node, CPU_SLOT: 1}}
+        return {"num_gpus": 1, "resources": node}
+
+
+class NodeWorker(Worker):
+    """The actor on a cluster's node."""
+
+    def __init__(self, spec: NodeSpec) -> None:
+        self._node = spec.node
+        self._own: WorkerSpec | None = None
+        try:
+            self._own = _resolved(spec, _guarded_folder())
+        except (ComfyFleetError, OSError) as error:
+            self._fault = str(error)
+            return
+        super().__init__(self._own)
+        threading.Thread(target=_tend_log, args=(self._own.log_file,), daemon=True).start()
+
+    def info(self) -> WorkerInfo | Failure:
+        """Who this is, or why it could not start, with the end of its log."""
+        answer = super().info()
+        if isinstance(answer, WorkerInfo):
+            return replace(answer, host=self._node)
+        if self._own is None:
+            return answer
+        log = log_tail(self._own.log_file)
+        return replace(answer, message=f"{answer.message}\nThe end of its log:\n{log}")
+
+
+def describe_node(comfyui: str) -> dict[str, str]:
+    """What a master wants to know of the node where this is called; ``fault``: why it is no use."""
+    own = {"code": code_digest(), "version": own_version()}
+    try:
+        return {**own, "comfyui": str(_comfyui_here(Path(comfyui))), "fault": ""}
+    except InputError as error:
+        return {**own, "comfyui": "", "fault": str(error)}
+
+
+@cache
+def code_digest() -> str:
+    """Equal where all of this package's code is: master and workers pass objects to each other."""
+    package = Path(__file__).resolve().parent.parent
+    total = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        if "_pack" not in path.parts:
+            total.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()
+
+
+def own_version() -> str:
+    """The version of this package, if it is installed."""
+    try:
+        return version("comfyfleet")
+    except PackageNotFoundError:
+        return "of a checkout"
+
+
+def _comfyui_here(master_has: Path) -> Path:
+    same = str(master_has) if (master_has / "main.py").is_file() else None
+    return find_comfyui(os.environ.get("COMFYUI_PATH", "").strip() or same)
+
+
+def _resolved(spec: NodeSpec, folder: Path) -> WorkerSpec:
+    """The spec with paths of this node. Raises InputError for what is not here."""
+    comfyui = _comfyui_here(spec.host.comfyui)
+    flags = list(_kept(inherited_flags(spec.host.flags)))
+    missing = [flag for flag in flags if os.path.isabs(flag) and not os.path.exists(flag)]
+    if missing:
+        raise InputError(
+            f"the flags of the master's ComfyUI name {missing[0]}, which {spec.node} does not "
+            "have. Make it there, or start the master without it."
+        )
+    cwd = spec.host.cwd if spec.host.cwd.is_dir() else comfyui
+    host = Host(comfyui=comfyui, flags=tuple(flags), cwd=cwd)
+    return WorkerSpec(
+        id=spec.id,
+        device=_given_device(spec.device),
+        host=host,
+        flags=worker_flags(spec.device, host, folder),
+        environment=_environment(spec, folder),
+        folder=folder,
+        pack=pack_dir(),
+    )
+
+
+def _kept(flags: list[str]) -> Iterator[str]:
+    """The flags without those that a worker's own replace, whose folders need not be here."""
+    skipped = False
+    for flag in flags:
+        if not skipped and flag.partition("=")[0] not in _REPLACED:
+            yield flag
+        skipped = flag in _REPLACED
+
+
+def _environment(spec: NodeSpec, folder: Path) -> dict[str, str | None]:
+    """Ray shows a GPU worker its GPU, and gives each process as many threads as CPUs: none."""
+    own: dict[str, str | None] = {WORKER_MARK: spec.id, guard.SESSION_MARK: str(folder)}
+    if spec.device.kind == "cpu":
+        threads = max(1, (os.cpu_count() or 1) // spec.cpu_workers)
+        return {**own, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads)}
+    return {**own, "OMP_NUM_THREADS": None}
+
+
+def _given_device(device: Device) -> Device:
+    """The device that Ray chose for this process."""
+    import ray
+
+    given = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    return replace(device, index=int(given[0])) if given and given[0].isdigit() else device
+
+
+def _guarded_folder() -> Path:
+    """A private folder that goes when this process does, in whatever way."""
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=sessions_root()))
+    read, _write = os.pipe()
+    command = [sys.executable, guard.__file__, str(folder), guard.DETACH]
+    try:
+        subprocess.run(
+            command,
+            # Without the mark of the node's own session, whose end it is to outlive.
+            env={name: value for name, value in os.environ.items() if name != guard.SESSION_MARK},
+            stdin=read,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            check=True,
+        )
+    finally:
+        os.close(read)
+    # ``_write`` stays open for as long as this process lives; nobody inherits it.
+    return folder
+
+
+def _tend_log(log: Path) -> None:
+    pause = threading.Event()
+    while not pause.wait(_LOG_INTERVAL_S):
+        rotate_open(log)
