@@ -98,6 +98,16 @@ class Server:
         """The fleet that this process has now."""
         return next((each for each in read_records() if each.owner_pid == self.pid), None)
 
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return self._url
+
+    @property
+    def token(self) -> str:
+        """The owner's, for routes of ours."""
+        return own_token(self.folder / "user" / "comfyfleet" / TOKENS_FILE)
+
     def queue(self, prompt: Mapping[str, Any]) -> str:
         """Queue a prompt; its id."""
         return str(self.ask("/prompt", {"prompt": prompt})["prompt_id"])
