@@ -284,6 +284,43 @@ def tokens(
     change_tokens(action, name, url=url, token_file=token_file)
 
 
+TokenEnv = Annotated[
+    str | None,
+    typer.Option(help="The environment variable with a token of yours that opens it too."),
+]
+OwnToken = Annotated[
+    Path | None,
+    typer.Option("--token-file", help="A file with a token of yours that opens it too."),
+]
+Behind = Annotated[
+    str | None, typer.Option("--url", help="This machine's ComfyUI, if there are several.")
+]
+
+
+@app.command()
+def serve(
+    listen: Annotated[str, typer.Option(help="Where it listens; 0.0.0.0: everywhere.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="On which port; 0: a free one.")
+    ] = 8189,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Its certificate (PEM), to speak https.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key (PEM).")] = None,
+    token_file: OwnToken = None,
+    token_env: TokenEnv = None,
+    url: Behind = None,
+    comfyui: ComfyUI = None,
+) -> None:
+    """Let others use this machine's ComfyUI, if they hold a token; until it is interrupted."""
+    from comfyfleet.cli import serve as door
+
+    found = door.Door(url=url, token_file=token_file, token_env=token_env, comfyui=comfyui)
+    door.serve(found, listen=listen, port=port, tls_cert=tls_cert, tls_key=tls_key)
+
+
 @app.command()
 def doctor(
     workers: Workers = None,

@@ -117,6 +117,68 @@ class WorkerEntry(_Room):
         return self
 
 
+#: What stands in braces in a launcher's words, but for JSON and a provider's own {{ }}.
+PLACEHOLDER = re.compile(r"(?<!\{)\{([\w.\[\]/-]+)\}(?!\})")
+_SECRET_FLAG = re.compile(r"--?[a-z-]*(token|secret|password|api-?_?key)(=.*)?", re.IGNORECASE)
+
+Word = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00-\x1f]+$")]
+Words = Annotated[list[Word], Field(min_length=1, max_length=100)]
+
+
+def _command(allowed: str, help_: str) -> Any:
+    return _field(..., f"a list of words, the program first{allowed}", help_)
+
+
+class LauncherEntry(_Room):
+    """How machines of a cloud are started and stopped by its provider's command."""
+
+    name: Annotated[Name, Field(max_length=40)] = _field(
+        ...,
+        "1 to 40 letters, digits, dots, - and _, the first a letter or digit",
+        "What it is called. Its machines, and the workers on them, are called this, - and eight "
+        "digits.",
+    )
+    start: Words = _command(
+        " and {name} in one of them",
+        "The command that starts a machine, as a list of words; no shell reads it. {name} is what "
+        "the machine must be called.",
+    )
+    stop: Words = _command(
+        " and {id} in one of them",
+        "The command that ends a machine for good, so that it costs nothing. {id} is its id, "
+        "{name} its name.",
+    )
+    list: Words = _command("", "The command that prints the machines there are, as JSON.")
+    items: str = _field(
+        "",
+        "keys with dots between them",
+        "Where in that JSON the list of machines stands. Empty: the JSON is the list.",
+    )
+    id_key: str = _field("id", "keys with dots between them", "Where a machine's id stands.")
+    name_key: str = _field("name", "keys with dots between them", "Where its name stands.")
+    url: Word = _field(
+        ...,
+        "an address with {id}, {name} or {KEY} in it",
+        "Where its ComfyUI answers: an address with {id}, {name}, or any {KEY} of the machine in "
+        "that JSON, with dots between keys.",
+    )
+    token_env: WorkerEntry.__annotations__["token_env"] = _field(
+        None, "the name of an environment variable", "As for a worker; this or token_file is needed."
+    )
+    token_file: FileName | None = _field(
+        None, "the name of a file", "As for a worker; this or token_env is needed."
+    )
+    ca: FileName | None = _field(None, "the name of a file", "As for a worker.")
+    max: Annotated[int, Field(ge=1, le=100)] = _field(
+        1, "a number from 1 to 100", "How many machines it may have at once."
+    )
+    start_timeout: Annotated[int, Field(ge=1, le=86400)] = _field(
+        600,
+        "a number of seconds from 1 to 86400",
+        "Seconds from its start until its ComfyUI must answer; else it is ended again.",
+    )
+
+
 def _settings_room() -> type[_Room]:
     fields: dict[str, Any] = {
         key: (setting.kind.type | None, _field(None, setting.kind.allowed, setting.help))
@@ -185,7 +247,7 @@ def _sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
     allowed, keys = _expected(place, model)
     if kind == "missing":
         return f"is missing; give {allowed}"
-    if place and isinstance(place[-1], int):
+    if keys and isinstance(place[-1], int):
         allowed = f"a mapping with the keys {', '.join(keys)}"
     if place and _SECRET.search(str(place[-1])):
         return f"is wrong; give {allowed}"
