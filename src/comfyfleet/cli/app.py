@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from comfyfleet.cli import config
+from comfyfleet.cli import cloud, config
 from comfyfleet.cli.options import AsJson, ComfyUI, ConfigFile, Workers
 
 EPILOG = (
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(config.app, name="config")
+app.add_typer(cloud.app, name="cloud")
 
 Url = Annotated[
     str | None,
@@ -319,6 +320,27 @@ def serve(
 
     found = door.Door(url=url, token_file=token_file, token_env=token_env, comfyui=comfyui)
     door.serve(found, listen=listen, port=port, tls_cert=tls_cert, tls_key=tls_key)
+
+
+@app.command()
+def tunnel(
+    use: Annotated[
+        str, typer.Option("--for", metavar="master|worker", help="What this ComfyUI shall be.")
+    ] = "worker",
+    timeout: Annotated[
+        float, typer.Option(min=1, max=600, help="Seconds until it must have an address.")
+    ] = 25.0,
+    token_file: OwnToken = None,
+    token_env: TokenEnv = None,
+    url: Behind = None,
+    comfyui: ComfyUI = None,
+) -> None:
+    """Let others use this machine's ComfyUI from the Internet by cloudflared, with a token."""
+    from comfyfleet.cli.serve import Door
+    from comfyfleet.cli.tunnel import open_tunnel
+
+    door = Door(url=url, token_file=token_file, token_env=token_env, comfyui=comfyui)
+    open_tunnel(door, use, timeout_s=timeout)
 
 
 @app.command()
