@@ -121,6 +121,20 @@ def is_loopback(url: str) -> bool:
     return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
+def own_comfyui(url: str | None) -> tuple[str, Path | None]:
+    """Address and owner's folder (None: it has no extension) of the ComfyUI of this machine.
+
+    Raises InputError for an address elsewhere, and if it is not clear which one is meant.
+    """
+    masters = {each.url: Path(each.folder) for each in read_masters()}
+    if url is None and len(masters) > 1:
+        raise InputError(f"several ComfyUIs run here: {', '.join(masters)}; choose by --url.")
+    own = (url or next(iter(masters), DEFAULT_URL)).rstrip("/")
+    if not own.startswith("http://") or not is_loopback(own):
+        raise InputError(f"--url {own!r}: give a ComfyUI of this machine, such as {DEFAULT_URL}.")
+    return own, masters.get(own)
+
+
 def _token_for(url: str, token_file: Path | None) -> str:
     """Empty if none is known: what needs one says so."""
     if token_file is not None:
