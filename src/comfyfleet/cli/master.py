@@ -89,11 +89,14 @@ class MasterClient:
 
 
 def _find_url(records: list[FleetRecord]) -> str:
-    urls = sorted({record.url for record in records if record.url})
+    """The one ComfyUI of this user, or else the one that has a fleet."""
+    urls = {each.url for each in read_masters()}
     if len(urls) > 1:
-        raise InputError(f"several ComfyUIs here have a fleet: {', '.join(urls)}; choose by --url.")
+        urls &= {record.url for record in records if record.url}
+    if len(urls) > 1:
+        raise InputError(f"several ComfyUIs run here: {', '.join(sorted(urls))}; choose by --url.")
     if urls:
-        return urls[0]
+        return urls.pop()
     if records:
         owners = ", ".join(str(record.owner_pid) for record in records)
         raise FleetError(

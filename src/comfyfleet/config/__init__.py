@@ -12,7 +12,7 @@ from comfyfleet.config.editing import (
 from comfyfleet.config.peer import Import, import_file
 from comfyfleet.config.places import WORKER_MARK, demo_dir, find_comfyui, is_worker, pack_dir
 from comfyfleet.config.remotes import Remote
-from comfyfleet.config.schema import LauncherEntry, WorkerEntry, worker_entry
+from comfyfleet.config.schema import TAKEN, LauncherEntry, WorkerEntry, worker_entry
 from comfyfleet.config.settings import (
     BRANCHES,
     CLUSTER,
@@ -39,6 +39,7 @@ __all__ = [
     "SETTINGS",
     "SHARE",
     "STAGGER",
+    "TAKEN",
     "WORKERS",
     "WORKER_MARK",
     "Config",
