@@ -96,6 +96,7 @@ def run(
         flags=tuple(flags or ()),
         cwd=Path.cwd(),
         folders={name: folder / name for name in ("input", "output", "temp")},
+        models=tuple(each for each in (folder / "models").glob("*") if each.is_dir()),
     )
     run_command(
         batch,

@@ -16,8 +16,6 @@ from comfyfleet.errors import InputError
 from comfyfleet.extension.access import serve
 from comfyfleet.extension.answers import Call
 
-#: What a fleet and its workers understand alike; another number is another language.
-PROTOCOL = 1
 #: What is written at once.
 _WRITE_BYTES = 256 << 10
 _guests: Guests | None = None
@@ -43,7 +41,7 @@ def guests() -> Guests:
 
 
 async def _hello(_call: Call) -> dict[str, Any]:
-    return {"comfyfleet": version("comfyfleet"), "protocol": PROTOCOL}
+    return {"comfyfleet": version("comfyfleet"), "protocol": routes.PROTOCOL}
 
 
 async def _start(call: Call) -> dict[str, Any]:

@@ -60,7 +60,13 @@ class Master:
         url, logs = prompts.own_url(), owner_folder() / "logs"
         folders = {name: _folder(name) for name in ("input", "output", "temp")}
         host = Host(
-            comfyui=comfyui, flags=flags, cwd=Path.cwd(), url=url, logs=logs, folders=folders
+            comfyui=comfyui,
+            flags=flags,
+            cwd=Path.cwd(),
+            url=url,
+            logs=logs,
+            folders=folders,
+            models=_model_folders(),
         )
         self._logs = logs
         self._service = Service(host, prompts.torch_device_id, read_config)
@@ -281,6 +287,12 @@ class Master:
             collection = self._collections.pop(key, None)
         if collection is not None:
             collection.cancel("the prompt that asked for it has ended")
+
+
+def _model_folders() -> tuple[Path, ...]:
+    known = folder_paths.folder_names_and_paths
+    found = (path for name in known for path in folder_paths.get_folder_paths(name))
+    return tuple(map(Path, dict.fromkeys(found)))
 
 
 def _folder(name: str) -> Path:

@@ -19,7 +19,7 @@ from comfyfleet.graph.branches import (
     find_branches,
     with_branches,
 )
-from comfyfleet.graph.digest import digest, model_key, node_digests
+from comfyfleet.graph.digest import digest, model_key, node_digests, weights_of
 from comfyfleet.graph.files import FileRef, find_files, looks_like_file, missing_files
 from comfyfleet.graph.literal import with_literals
 from comfyfleet.graph.prompt import (
@@ -89,6 +89,7 @@ __all__ = [
     "vary",
     "vary_seeds",
     "varying_nodes",
+    "weights_of",
     "with_branches",
     "with_input",
     "with_literals",
