@@ -100,6 +100,8 @@ class Hostile:
         return socket
 
     async def prompt(self, request: web.Request) -> web.Response:
+        if request.method == "GET":
+            return web.json_response({"exec_info": {"queue_remaining": 0}})
         body = await request.json()
         self.bodies.append(body)
         prompt_id = body["prompt_id"]

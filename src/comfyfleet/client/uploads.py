@@ -93,7 +93,9 @@ class Uploads:
                 "larger --max-upload-size."
             )
         if status != 200:
-            told = f"it answered {status} to an upload of {path.name}; is its disk full? See its log"
+            told = (
+                f"it answered {status} to an upload of {path.name}; is its disk full? See its log"
+            )
             raise Unreachable(self._link.url, told)
 
 
