@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from comfyfleet.api.config import CONFIG_ROUTES
 from comfyfleet.api.fields import Field, named
 from comfyfleet.api.guest import GUEST_ROUTES
 from comfyfleet.api.route import Access, Route
@@ -160,6 +161,5 @@ JOIN = Route(
 
 ROUTES = (
     SHARE, SET_SHARE, CANCEL, ACT, STATUS, LOG, METRICS, EVENTS, TOKENS, REVOKE, NEW_CODE, PAIR,
-    JOIN,
-    *GUEST_ROUTES,
+    JOIN, *CONFIG_ROUTES, *GUEST_ROUTES,
 )  # fmt: skip

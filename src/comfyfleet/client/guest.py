@@ -34,7 +34,7 @@ _MAX_BUFFERS = 100_000
 #: Enough to fill a link while pieces are compressed, and to hide that each one is asked for.
 _AT_ONCE = 4
 #: The first piece is short, and shows how fast the link is.
-_PROBE_BYTES = 1 << 20
+_PROBE_BYTES = 1 << 18
 #: Bytes per second below which compression is faster than the link.
 _SLOW = 40e6
 
@@ -128,24 +128,36 @@ class Guest:
         self, prompt_id: str, piece: _Piece, encoding: str, layout: Layout, buffers: list[Bytes]
     ) -> None:
         """Put a piece into its place."""
-        size = piece.stop - piece.start
         path = f"{BASE}/prompts/{prompt_id}/{piece.buffer}"
         query = f"?start={piece.start}&stop={piece.stop}&encoding={encoding}"
-
-        async def read() -> bytes:
-            async with self._link.request("GET", path + query) as response:
-                if response.status != 200:
-                    raise InputError(f"{self._link.url} answered {response.status} for a result.")
-                return await self._link.read(response, size + size // 8 + 1024)
-
-        data = await self._link.patiently(read)
+        place = buffers[piece.buffer][piece.start : piece.stop]
         if encoding == RAW:
-            if len(data) != size:
-                raise Unreachable(self._link.url, f"{len(data)} bytes where {size} were announced")
-            found: Bytes = np.frombuffer(data, np.uint8)
-        else:
-            found = await asyncio.to_thread(decompress, data, layout, size)
-        buffers[piece.buffer][piece.start : piece.stop] = found
+            await self._link.patiently(lambda: self._read_raw(path + query, place))
+            return
+        limit = len(place) + len(place) // 8 + 1024
+        data = await self._link.patiently(lambda: self._read(path + query, limit))
+        place[:] = await asyncio.to_thread(decompress, data, layout, len(place))
+
+    async def _read(self, path: str, max_bytes: int) -> bytes:
+        async with self._link.request("GET", path) as response:
+            if response.status != 200:
+                raise InputError(f"{self._link.url} answered {response.status} for a result.")
+            return await self._link.read(response, max_bytes)
+
+    async def _read_raw(self, path: str, place: Bytes) -> None:
+        """Straight into its place: results are large, and each copy of them takes time."""
+        view: memoryview = memoryview(place)  # type: ignore[arg-type]
+        start = 0
+        async with self._link.request("GET", path) as response:
+            if response.status != 200:
+                raise InputError(f"{self._link.url} answered {response.status} for a result.")
+            async for chunk in self._link.chunks(response):
+                if start + len(chunk) > len(view):
+                    raise Unreachable(self._link.url, "it sent more than it announced")
+                view[start : start + len(chunk)] = chunk
+                start += len(chunk)
+        if start != len(view):
+            raise Unreachable(self._link.url, f"{start} bytes where {len(view)} were announced")
 
     async def _ask(
         self, method: str, path: str, body: Any = None, data: bytes | None = None

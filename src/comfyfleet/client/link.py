@@ -123,17 +123,23 @@ class Link:
         """How long so many bytes may take."""
         return None if self.patience_s is None else self.patience_s + num_bytes / _SLOWEST
 
+    async def chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises Unreachable for one that drips."""
+        total, begun = 0, time.monotonic()
+        async for chunk in response.content.iter_any():
+            total += len(chunk)
+            yield chunk
+            limit_s = self._limit_s(total)
+            if limit_s is not None and time.monotonic() - begun > limit_s:
+                raise Unreachable(self.url, f"it sent {total} bytes in {limit_s:.0f} s")
+
     async def read(self, response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
         """The body. Raises Unreachable beyond ``max_bytes``, and for one that drips."""
         found = bytearray()
-        begun = time.monotonic()
-        async for chunk in response.content.iter_any():
+        async for chunk in self.chunks(response):
             found += chunk
             if len(found) > max_bytes:
                 raise Unreachable(self.url, f"it sends an answer of over {max_bytes} bytes")
-            limit_s = self._limit_s(len(found))
-            if limit_s is not None and time.monotonic() - begun > limit_s:
-                raise Unreachable(self.url, f"it sent {len(found)} bytes in {limit_s:.0f} s")
         return bytes(found)
 
     async def ask(

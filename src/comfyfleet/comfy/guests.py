@@ -107,7 +107,9 @@ class Guests:
             return {"skeleton": None, "sizes": []}
         return {"skeleton": to_json(packed), "sizes": [len(each) for each in packed.buffers]}
 
-    def piece(self, prompt_id: str, buffer: int, start: int, stop: int, encoding: str) -> bytes:
+    def piece(
+        self, prompt_id: str, buffer: int, start: int, stop: int, encoding: str
+    ) -> memoryview:
         """Bytes of a result. Slow. Raises InputError if there are none such."""
         packed = self._results.get(prompt_id)
         if packed is None or not 0 <= buffer < len(packed.buffers):
@@ -118,10 +120,11 @@ class Guests:
                 f"bytes {start} to {stop}: give at most {PIECE_BYTES} of {len(whole)}."
             )
         if encoding == RAW:
-            return bytes(memoryview(whole)[start:stop])
+            return memoryview(whole)[start:stop]
         if encoding != SHUFFLED:
             raise InputError(f"encoding {encoding!r}: choose {RAW} or {SHUFFLED}.")
-        return compress(whole[start:stop], dict(layouts(packed.skeleton)).get(buffer, Layout()))
+        layout = dict(layouts(packed.skeleton)).get(buffer, Layout())
+        return memoryview(compress(whole[start:stop], layout))
 
     def forget(self, prompt_id: str) -> None:
         """Let go of a prompt's values, both ways."""

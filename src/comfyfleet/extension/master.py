@@ -123,6 +123,10 @@ class Master:
         """A worker that dialled in."""
         self._service.join(remote)
 
+    def look_for_workers(self) -> None:
+        """Let a fleet that runs use the workers that were added to fleet.yaml meanwhile."""
+        self._service.look_for_remotes()
+
     def fixed_names(self) -> list[str]:
         """Names that no worker may have that dials in. Raises InputError for a wrong setting."""
         return self._service.fixed_names()
