@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from tests.client.hostile import SAVING, Handler, Hostile, saved
+from tests.client.hostile import SAVING, Handler, Hostile, saved, served
 from tests.support import free_port, run_command
 
 pytestmark = pytest.mark.cluster
-
-
-@contextmanager
-def served(*hostile: Hostile) -> Iterator[list[str]]:
-    """Their addresses."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    def wait_for(work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, loop).result(30)
-
-    servers = [web.AppRunner(each.app(), shutdown_timeout=0.1) for each in hostile]
-
-    async def start(server: web.AppRunner) -> str:
-        await server.setup()
-        await web.TCPSite(server, "127.0.0.1", 0).start()
-        return f"http://127.0.0.1:{server.addresses[0][1]}"
-
-    try:
-        yield [wait_for(start(server)) for server in servers]
-    finally:
-        for server in servers:
-            wait_for(server.cleanup())
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
 
 
 def answering(data: Any) -> Handler:
