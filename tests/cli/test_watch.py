@@ -169,6 +169,7 @@ def test_a_frame_shows_everybody_on_any_terminal(width: int) -> None:
         WorkerStatus(id="cuda10", state="busy", reason="", device="cuda:10", task=task),
         WorkerStatus(id="cpu-0", state="quarantined", reason="it failed", device="cpu"),
         WorkerStatus(id="cpu-1", state="idle", reason="", device="cpu", last_error=fault),
+        WorkerStatus(id="box", state="idle", reason="", device="cpu", note="8 bits only"),
     )
     sharing = {"on": True, "master_computes": True, "note": "the journal is full"}
     snapshot = asdict(Snapshot(seq=1, time=300.0, workers=workers))
@@ -178,6 +179,7 @@ def test_a_frame_shows_everybody_on_any_terminal(width: int) -> None:
     assert "cpu-0 is quarantined: it failed" in text
     assert "cpu-1 failed 5 min ago: no [bold]luck[/]" in text
     assert "Traceback" not in text
+    assert "box: 8 bits only" in text
 
 
 # Logs without a ComfyUI.

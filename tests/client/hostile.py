@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Awaitable, Callable, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
@@ -100,6 +102,8 @@ class Hostile:
         return socket
 
     async def prompt(self, request: web.Request) -> web.Response:
+        if request.method == "GET":
+            return web.json_response({"exec_info": {"queue_remaining": 0}})
         body = await request.json()
         self.bodies.append(body)
         prompt_id = body["prompt_id"]
@@ -184,3 +188,30 @@ async def save_unit(hostile: Hostile, runner: RemoteRunner) -> Result:
 
 async def greet(hostile: Hostile, runner: RemoteRunner) -> Any:
     return await runner.greet()
+
+
+@contextmanager
+def served(*hostile: Hostile) -> Iterator[list[str]]:
+    """Their addresses, while they run in a thread of their own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def wait_for(work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(30)
+
+    servers = [web.AppRunner(each.app(), shutdown_timeout=0.1) for each in hostile]
+
+    async def start(server: web.AppRunner) -> str:
+        await server.setup()
+        await web.TCPSite(server, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{server.addresses[0][1]}"
+
+    try:
+        yield [wait_for(start(server)) for server in servers]
+    finally:
+        for server in servers:
+            wait_for(server.cleanup())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

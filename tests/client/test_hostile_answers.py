@@ -155,6 +155,19 @@ def test_what_may_make_other_pixels_is_noted() -> None:
     )
 
 
+def test_models_that_are_missing_are_named() -> None:
+    hostile = Hostile()
+    choice = {"required": {"name": [["there.safetensors"]]}}
+    hostile.instead["/object_info"] = answering({**CLASSES, "Load": {"input": choice}})
+    load = {"class_type": "Load", "inputs": {"name": "gone.safetensors"}}
+
+    async def work(hostile: Hostile, runner: Any) -> None:
+        with pytest.raises(Unfit, match=r"lacks 'gone\.safetensors' for Load\.name"):
+            await run_unit(hostile, runner, PROMPT | {"4": load})
+
+    play(hostile, work)
+
+
 def test_models_that_are_larger_than_its_memory_are_not_for_it(tmp_path: Any) -> None:
     with (tmp_path / "big.safetensors").open("wb") as file:
         file.truncate(20_000_000_000)

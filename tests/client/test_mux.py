@@ -108,3 +108,31 @@ def test_frames_that_make_no_sense_are_refused(frames: list[bytes]) -> None:
                 await Mux(send).feed(frame)
 
     run(work)
+
+
+def test_a_flood_of_ends_fills_no_memory() -> None:
+    """Nor do empty pieces, which count nothing; and nothing comes after the end."""
+
+    async def work() -> None:
+        sent: list[bytes] = []
+
+        async def send(frame: bytes) -> None:
+            sent.append(frame)
+
+        async def stuck() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        mux = Mux(send, stuck)
+        number = b"\0\0\0\1"
+        await mux.feed(number + bytes([Kind.OPEN]))
+        for _ in range(1000):
+            await mux.feed(number + bytes([Kind.DATA]))
+            await mux.feed(number + bytes([Kind.END]))
+            await mux.feed(number + bytes([Kind.CREDIT]) + b"x")
+        assert mux._streams[1].arrived.qsize() == 1
+        with pytest.raises(InputError):
+            await mux.feed(number + bytes([Kind.DATA]) + b"x")
+        await mux.close()
+
+    run(work)

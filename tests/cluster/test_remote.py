@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -174,7 +175,7 @@ def test_a_whole_prompt_of_a_client_is_mirrored(fleet: Fleet) -> None:
     """With its events, its files and its history."""
     prompt = picture(5) | {"3": save(["1", 0], "mirrored")}
     asked = Mirrored(
-        prompt_id=new_run_id(),
+        prompt_id=str(uuid.uuid4()),
         extra_data={"extra_pnginfo": {"workflow": {"nodes": []}}},
         outputs=("3",),
         features={},

@@ -206,7 +206,7 @@ def test_no_file_of_a_unit_replaces_another(tmp_path: Path) -> None:
 
 
 @settings(deadline=None)
-@given(names=st.lists(st.text("ab./_", min_size=1, max_size=9), min_size=1, max_size=4))
+@given(names=st.lists(st.text("ab./_\\:\0\n", min_size=1, max_size=9), min_size=1, max_size=4))
 def test_no_name_leads_out_of_the_folder(
     names: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

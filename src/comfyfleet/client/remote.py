@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
@@ -35,7 +36,7 @@ from comfyfleet.client.setup import Setup, setup_of
 from comfyfleet.client.texts import plain, size
 from comfyfleet.client.uploads import Uploads
 from comfyfleet.client.weights import weights_bytes
-from comfyfleet.errors import InputError, Unfit, Unreachable
+from comfyfleet.errors import InputError, Unfit, Unreachable, WorkflowError
 from comfyfleet.graph import links_of, with_input, with_literals
 from comfyfleet.work import HISTORY, Mirrored, Packed, Prompt, Result, SavedFile, Told
 
@@ -196,6 +197,11 @@ class RemoteRunner:
         )
         try:
             await self._attempt.end_of(work, asked.prompt_id)
+        except WorkflowError as error:
+            if _is_uuid(asked.prompt_id):
+                raise
+            # A client may choose any id here, and a ComfyUI of 2026 takes UUIDs alone.
+            raise Unfit(f"{self._link.url} refuses the prompt: {error}") from None
         finally:
             told.put_nowait(None)
             await teller
@@ -304,6 +310,13 @@ def _require_all(found: Packed | None, prompt: Prompt, url: str) -> None:
         not isinstance(skeleton.get(name), list) for name in wanted
     ):
         raise Unreachable(url, f"it returned no {', '.join(sorted(wanted))}")
+
+
+def _is_uuid(prompt_id: str) -> bool:
+    try:
+        return str(uuid.UUID(prompt_id)) == prompt_id
+    except ValueError:
+        return False
 
 
 def _is_own(message: Message) -> bool:
