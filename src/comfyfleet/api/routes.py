@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfyfleet.api.fields import Field, named
 from comfyfleet.api.guest import GUEST_ROUTES
+from comfyfleet.api.models import MODEL_ROUTES
 from comfyfleet.api.route import Access, Route
 
 #: What may be done with one worker.
@@ -162,4 +163,5 @@ ROUTES = (
     SHARE, SET_SHARE, CANCEL, ACT, STATUS, LOG, METRICS, EVENTS, TOKENS, REVOKE, NEW_CODE, PAIR,
     JOIN,
     *GUEST_ROUTES,
+    *MODEL_ROUTES,
 )  # fmt: skip

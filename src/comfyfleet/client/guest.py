@@ -71,11 +71,11 @@ class Guest:
         for digest, packed in values.items():
             names = [await self._put(buffer) for buffer in packed.buffers]
             described[digest] = {"skeleton": to_json(packed), "buffers": names}
-        await self._ask("PUT", f"/prompts/{prompt_id}", described)
+        await self.ask("PUT", f"/prompts/{prompt_id}", described)
 
     async def fetch(self, prompt_id: str) -> Packed | None:
         """What the prompt's return node left there; None if it left nothing."""
-        answer = await self._ask("GET", f"/prompts/{prompt_id}")
+        answer = await self.ask("GET", f"/prompts/{prompt_id}")
         if answer.get("skeleton") is None:
             return None
         sizes = _sizes_in(answer, self._link.url)
@@ -97,17 +97,17 @@ class Guest:
 
     async def forget(self, prompt_id: str) -> None:
         """Let go of what is kept there for a prompt."""
-        await self._ask("DELETE", f"/prompts/{prompt_id}")
+        await self.ask("DELETE", f"/prompts/{prompt_id}")
 
     async def _put(self, buffer: Bytes) -> str:
         """Send a buffer, or what of it is not there; its name."""
         data: memoryview = memoryview(buffer)  # type: ignore[arg-type]
         name = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
         path = f"/blobs/{name}?size={len(data)}"
-        there = (await self._ask("GET", path)).get("start")
+        there = (await self.ask("GET", path)).get("start")
         while isinstance(there, int) and 0 <= there < len(data):
             piece = bytes(data[there : there + PIECE_BYTES])
-            there = (await self._ask("PUT", f"{path}&start={there}", data=piece)).get("start")
+            there = (await self.ask("PUT", f"{path}&start={there}", data=piece)).get("start")
         if there != len(data):
             raise Unreachable(self._link.url, f"it has {there} of {len(data)} bytes of a value")
         return name
@@ -135,15 +135,18 @@ class Guest:
             found = await asyncio.to_thread(decompress, data, layout, size)
         buffers[piece.buffer][piece.start : piece.stop] = found
 
-    async def _ask(
+    async def ask(
         self, method: str, path: str, body: Any = None, data: bytes | None = None
     ) -> dict[str, Any]:
-        """Raises InputError with what was refused, Unreachable if there is no answer."""
+        """One call to a route of ours, again after each break for about a minute.
 
-        async def ask() -> tuple[int, Any]:
+        Raises InputError with what was refused, Unreachable if there is no answer.
+        """
+
+        async def once() -> tuple[int, Any]:
             return await self._link.ask(method, BASE + path, body, data=data)
 
-        status, answer = await self._patiently(ask)
+        status, answer = await self._patiently(once)
         if not isinstance(answer, dict):
             raise Unreachable(self._link.url, f"it answered {status} and no JSON to {path}")
         if status != 200:

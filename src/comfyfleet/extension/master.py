@@ -63,6 +63,8 @@ class Master:
             comfyui=comfyui, flags=flags, cwd=Path.cwd(), url=url, logs=logs, folders=folders
         )
         self._logs = logs
+        #: ComfyUI's folders in which prompts name files: input, output and temp.
+        self.folders = folders
         self._service = Service(host, prompts.torch_device_id, read_config)
         #: Gives files of workers their place among those of this ComfyUI.
         self.places = Places()
@@ -116,6 +118,10 @@ class Master:
     def join(self, remote: Remote) -> None:
         """A worker that dialled in."""
         self._service.join(remote)
+
+    def remotes(self) -> list[Remote]:
+        """The workers elsewhere. Raises InputError for a wrong setting."""
+        return self._service.remotes()
 
     def fixed_names(self) -> list[str]:
         """Names that no worker may have that dials in. Raises InputError for a wrong setting."""
