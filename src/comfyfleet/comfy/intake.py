@@ -150,6 +150,6 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{path.name} cannot be kept there: {error.strerror or error}. Look at its model "
+            f"{path.name[:80]} cannot be kept there: {error.strerror or error}. Look at its model "
             "folder: rights, and room on the disk."
         ) from error
