@@ -7,6 +7,7 @@ owner gave and nowhere else. Answers are not decompressed, so what is counted is
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import ssl
 from collections.abc import AsyncIterator
@@ -95,7 +96,9 @@ class Link:
         max_bytes: int = MAX_JSON_BYTES,
     ) -> tuple[int, Any]:
         """Send JSON, bytes or nothing; status and JSON of the answer, None if it is no JSON."""
-        options: dict[str, Any] = {"data": data} if body is None else {"json": body}
+        # As a file: aiohttp writes large bytes in one go, and warns of it.
+        file = None if data is None else io.BytesIO(data)
+        options: dict[str, Any] = {"data": file} if body is None else {"json": body}
         async with self.request(method, path, **options) as response:
             text = await read_limited(response, max_bytes)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -241,4 +242,5 @@ def _copies_here() -> Copies:
     global _copies
     if _copies is None:
         _copies = Copies(_digests_here())
+        atexit.register(_copies.close)
     return _copies

@@ -62,6 +62,7 @@ class Copies:
         self._copies: dict[str, Copy] = {}
         self._tasks: dict[str, Future[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
         #: Whose turn it is, by worker.
         self._turns: dict[str, asyncio.Lock] = {}
 
@@ -93,12 +94,21 @@ class Copies:
 
     def cancel(self, copy_id: str) -> Copy | None:
         """Stop a copy; None if there is none of that name. One that has ended stays as it is."""
+        self._change(copy_id, state="cancelled")
         with self._lock:
-            task, found = self._tasks.get(copy_id), self._copies.get(copy_id)
-        if task is not None and found is not None and found.state not in ENDED:
-            self._change(copy_id, state="cancelled")
-            task.cancel()
-        return found and self._copies[copy_id]
+            found = self._copies.get(copy_id)
+            if found is not None and found.state == "cancelled":
+                self._tasks[copy_id].cancel()
+        return found
+
+    def close(self) -> None:
+        """Stop all copies; what has arrived stays there."""
+        for each in self.shown():
+            self.cancel(each.id)
+        if self._loop is not None and self._thread is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
     async def _run(self, copy_id: str, model: ModelFile, remote: Remote) -> None:
         try:
@@ -152,5 +162,6 @@ class Copies:
     def _start(self, work: Coroutine[Any, Any, None]) -> Future[None]:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, daemon=True).start()
+            self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+            self._thread.start()
         return asyncio.run_coroutine_threadsafe(work, self._loop)
