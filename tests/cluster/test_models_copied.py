@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import signal
+import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
+from uuid import uuid4
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from comfyfleet.api import BASE
-from comfyfleet.errors import RunFailed
-from comfyfleet.fleet import Fleet, Host
+from comfyfleet.client.link import Endpoint, Link
+from comfyfleet.client.remote import RemoteRunner
+from comfyfleet.errors import Unfit
 from comfyfleet.fleet.tokens import write_secret
+from comfyfleet.work import Result
 from tests.parallel_bed.checkpoints import taesd3
 from tests.queue_bed.bed import save
-from tests.remote_bed.bed import Prompt, begin, remote, results
+from tests.remote_bed.bed import Prompt
 from tests.remote_bed.road import Road, road_to
-from tests.support import Master, run_command, wait_until
+from tests.support import COMFYFLEET, Master, run_command, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -194,30 +200,63 @@ def test_a_broken_copy_goes_on_and_the_model_is_used(
 ) -> None:
     studio, box = pair
     accept(box, yes=True)
-    host = Host(comfyui=comfyui, cwd=Path.cwd())
-    with Fleet([], host, remotes=[remote("box", box)]) as fleet:
-        with pytest.raises(RunFailed, match=f"lacks '{NAME}' for VAELoader"):
-            begin(fleet, decoded()).wait(30)
+    with runner_at(box) as run:
+        with pytest.raises(Unfit, match=f"lacks '{NAME}' for VAELoader"):
+            run(decoded())
+        interrupt(studio, box, road)
         break_off(studio, box, road)
         road.sent, road.hold_at = 0, math.inf
         with ran_again(comfyui, studio) as studio:
             said = run_command("models", "copy", NAME, "--to", "box", "--url", studio.url)
             assert said.returncode == 0, said.stderr
             assert f"{NAME} to box: 100%, is there" in said.stdout
-            assert road.sent < 26 * MIB, "what was there is not sent again"
+            assert road.sent < 34 * MIB, "what was there is not sent again"
             found = check(studio, folder)
             assert (found["missing"], found["differ"], found["accepts"]) == ([], [], True)
-        (result,) = results(begin(fleet, decoded()))  # the fleet has not been told of it
-        assert result.files
+        assert run(decoded()).files, "it has not been told, and looks again"
     there = box.base / "models" / "vae"
     assert [path.name for path in there.iterdir()] == [NAME]
     own = studio.base / "models" / "vae" / NAME
     assert (there / NAME).read_bytes() == own.read_bytes()
 
 
+async def greeted(box: Master) -> tuple[RemoteRunner, Link]:
+    link = Link(Endpoint(url=box.url, token=box.token), patience_s=30)
+    runner = RemoteRunner(link, {})
+    await runner.greet()
+    return runner, link
+
+
+@contextmanager
+def runner_at(box: Master) -> Iterator[Callable[[Prompt], Result]]:
+    """Runs prompts there as a fleet does."""
+    with closing(asyncio.new_event_loop()) as loop:
+        runner, link = loop.run_until_complete(greeted(box))
+
+        def run(prompt: Prompt) -> Result:
+            work = runner.run(prompt, uuid4().hex, lambda done: None, {})
+            return loop.run_until_complete(work)
+
+        yield run
+        loop.run_until_complete(link.close())
+
+
+def interrupt(studio: Master, box: Master, road: Road) -> None:
+    """Ctrl-C in the command."""
+    road.sent, road.hold_at = 0, 12 * MIB
+    command = [str(COMFYFLEET), "models", "copy", NAME, "--to", "box", "--url", studio.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        wait_until(lambda: road.sent >= road.hold_at, "the second piece", 30)
+        running.send_signal(signal.SIGINT)
+        said, _ = running.communicate(timeout=30)
+    assert (running.returncode, "was stopped" in said) == (130, True), said
+    (part,) = (box.base / "models").rglob("*.part")
+    assert part.stat().st_size == 8 * MIB
+
+
 def break_off(studio: Master, box: Master, road: Road) -> None:
     """The connection breaks, which is made again; then the master is killed."""
-    road.sent, road.cut_at, road.hold_at = 0, 12 * MIB, 30 * MIB
+    road.sent, road.cut_at, road.hold_at = 0, 4 * MIB, 22 * MIB
     body = {"file": NAME, "worker": "box"}
     copy = studio.post(f"{BASE}/models/copy", body)
     assert studio.post(f"{BASE}/models/copy", body)["id"] == copy["id"], "it joins the first"

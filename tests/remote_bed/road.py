@@ -35,13 +35,12 @@ class Road:
         there = await asyncio.open_connection("127.0.0.1", self._port)
         ways = (self._out(reader, there[1]), self._home(there[0], writer))
         tasks = [asyncio.ensure_future(way) for way in ways]
-        try:
+        with suppress(asyncio.CancelledError):  # the road ends, and the connection like any other
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            for each in (writer, there[1]):
-                each.close()
+        for task in tasks:
+            task.cancel()
+        for each in (writer, there[1]):
+            each.close()
 
     async def _out(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):

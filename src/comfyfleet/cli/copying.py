@@ -96,7 +96,7 @@ def copy_model(
     copy = client.post("/models/copy", body, timeout_s=_CHECK_TIMEOUT_S)
     try:
         copy = _follow(client, copy)
-    except KeyboardInterrupt:
+    except SystemExit:  # Ctrl-C, or a service manager's stop
         copy = client.post(f"/models/copies/{copy['id']}/cancel", {})
         console.print(_sentence(copy), soft_wrap=True)
         raise
