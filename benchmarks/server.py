@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.namespaces import Host
 from comfyfleet.api import BASE
 from comfyfleet.config import find_comfyui
 from comfyfleet.fleet.registry import FleetRecord, read_records
@@ -37,8 +38,10 @@ class Server:
     It, and its workers, have one thread each.
     """
 
-    def __init__(self, folder: Path, workers: str) -> None:
+    def __init__(self, folder: Path, workers: str, host: Host | None = None) -> None:
+        """``host``: where it runs, and listens; this machine's loopback if it is not given."""
         self.folder = folder
+        self._host = host
         self._mark = uuid.uuid4().hex
         self._workers = workers
         self._url = ""
@@ -56,8 +59,12 @@ class Server:
     def start(self) -> None:
         """Start it, and return when it answers."""
         port = _free_port()
-        self._url = f"http://127.0.0.1:{port}"
+        address = self._host.address if self._host else "127.0.0.1"
+        self._url = f"http://{address}:{port}"
         command = [sys.executable, "main.py", "--cpu", "--port", str(port)]
+        if self._host:
+            inside = ["ip", "netns", "exec", self._host.namespace]
+            command = [*inside, *command, "--listen", address]
         command += ["--base-directory", str(self.folder), "--database-url", "sqlite:///:memory:"]
         environment = {
             **os.environ,
@@ -70,7 +77,7 @@ class Server:
                 command, cwd=find_comfyui(), env=environment, stdout=log, stderr=log
             )
         end = time.monotonic() + _START_S
-        while not self._answers():
+        while not (self._has_begun() if self._host else self._answers()):
             if self._process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"ComfyUI did not start:\n{self.log()[-2000:]}")
             time.sleep(0.1)
@@ -97,6 +104,16 @@ class Server:
     def fleet(self) -> FleetRecord | None:
         """The fleet that this process has now."""
         return next((each for each in read_records() if each.owner_pid == self.pid), None)
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return self._url
+
+    @property
+    def token(self) -> str:
+        """The owner's, for routes of ours."""
+        return own_token(self.folder / "user" / "comfyfleet" / TOKENS_FILE)
 
     def queue(self, prompt: Mapping[str, Any]) -> str:
         """Queue a prompt; its id."""
@@ -145,6 +162,10 @@ class Server:
         with urllib.request.urlopen(request) as answer:
             text = answer.read()
         return json.loads(text) if text else None
+
+    def _has_begun(self) -> bool:
+        """As its own log says: nobody outside reaches the namespace that it is in."""
+        return "To see the GUI go to" in self.log()
 
     def _answers(self) -> bool:
         try:

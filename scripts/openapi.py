@@ -85,12 +85,30 @@ _STATUS = _object(
     }
 )
 
+_SETTING = _object({"value": {}, "source": _TEXT, "default": {}, "env": _TEXT, "help": _TEXT})
+_WORKER: Schema = {
+    "type": "object",
+    "properties": {
+        **{name: _TEXT for name in ("name", "url", "token_env", "token_file", "ca")},
+        "enabled": _FLAG,
+    },
+    "required": ["name", "url"],
+    "additionalProperties": False,
+}
+
 #: What routes answer, by the names in ``Route.answer``.
 ANSWERS: Mapping[str, Schema] = {
     "Acted": _object({"workers": _list(_TEXT), "action": _TEXT}),
     "Cancelled": _object({"run": _TEXT, "action": {"type": "string", "const": "cancel"}}),
     "Checked": _object({"needs": _list(_NEED), "workers": _list(_LOOK)}),
     "Code": _object({"code": _TEXT, "valid_s": {"type": "number"}}),
+    "Config": _object(
+        {
+            "path": _TEXT,
+            "settings": {"type": "object", "additionalProperties": _SETTING},
+            "workers": _list(_WORKER),
+        }
+    ),
     "Copies": _object({"copies": _list(schema_of(Copy))}),
     "Copy": schema_of(Copy),
     "Done": _object({}),

@@ -154,6 +154,13 @@ class Master:
             text = answer.read()
         return json.loads(text) if text else None
 
+    def delete(self, path: str) -> Any:
+        request = urllib.request.Request(
+            self.url + path, headers=self.headers(path), method="DELETE"
+        )
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
     def queue(self, prompt: Mapping[str, Any]) -> str:
         """Queue a prompt as any client does; its id."""
         try:

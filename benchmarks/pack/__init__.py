@@ -5,6 +5,8 @@ Workers load it as any other pack, through ``extra_model_paths``.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import comfy.latent_formats
@@ -14,6 +16,10 @@ import comfy.model_patcher
 import comfy.ops
 import comfy.supported_models
 import torch
+
+# The pack is a link into a checkout.
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+from benchmarks.pictures import pictures
 
 from .work import WORKER, BenchPause, BenchWork, die_before_replies
 
@@ -85,9 +91,31 @@ class BenchImages:
         return (torch.rand(count, side, side, 3, generator=generator),)
 
 
+class BenchPictures:
+    """Pictures as a VAE gives them; see ``benchmarks.pictures``."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "make"
+    CATEGORY = "fleet/benchmark"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "count": ("INT", {"default": 1}),
+                "side": ("INT", {"default": 1024, "max": 16384}),
+                "content": ("STRING", {"default": "bfloat16"}),
+            }
+        }
+
+    def make(self, count: int, side: int, content: str) -> tuple[torch.Tensor]:
+        return (torch.from_numpy(pictures(count, side, content)),)
+
+
 NODE_CLASS_MAPPINGS = {
     "BenchModel": BenchModel,
     "BenchImages": BenchImages,
+    "BenchPictures": BenchPictures,
     "BenchWork": BenchWork,
     "BenchPause": BenchPause,
 }

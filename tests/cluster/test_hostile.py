@@ -312,7 +312,9 @@ def _reads(server: Server) -> bool:
 
 # Anything at all, with the description in hand.
 
-schema = schemathesis.openapi.from_path(str(OPENAPI)).exclude(path=f"{BASE}/events")
+#: One never ends; the others would set this ComfyUI's fleet to anything, see test_configured.
+_APART = [f"{BASE}{path}" for path in ("/events", "/config/workers", "/config/settings/{key}")]
+schema = schemathesis.openapi.from_path(str(OPENAPI)).exclude(path=_APART)
 _CHECKS = [
     checks.status_code_conformance,
     checks.content_type_conformance,

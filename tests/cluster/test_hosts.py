@@ -14,7 +14,9 @@ import psutil
 import pytest
 
 from benchmarks.hosts import TwoHosts, cluster_of_two, compare, prompt_of
+from benchmarks.link import DEVICE
 from benchmarks.namespaces import why_not
+from comfyfleet.config import find_comfyui
 from comfyfleet.fleet.ray_node import CPU_SLOT
 from tests.support import wait_until
 
@@ -142,6 +144,27 @@ def test_nodes_that_are_not_fit_are_left_out_and_the_others_work(
             process.wait(30)
     assert "is left out: its ComfyFleet" in said and "is not the same as this one" in said
     assert "is left out: " in said and "is no ComfyUI" in said
+
+
+def test_a_host_that_joins_later_takes_part(hosts: TwoHosts, tmp_path: Path) -> None:
+    address = "10.213.7.3"  # the second host as a third
+    inside = ["ip", "-n", hosts.node.namespace, "address", "add", f"{address}/32", "dev", DEVICE]
+    subprocess.run(inside, check=True)
+    job = hosts.run(prompt_of(pause_s=1.0), "--count", "80")
+    wait_until(lambda: job.done() or job.process.poll() is not None, "the first unit", RUN_S)
+    options = [f"--address={hosts.head.address}:6379", f"--node-ip-address={address}"]
+    options.append(f'--resources={{"{CPU_SLOT}": 1}}')
+    usual = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(hosts.token_file)}
+    usual |= {"PYTHONPATH": str(SOURCES), "COMFYUI_PATH": str(find_comfyui())}
+    late = ray_start(hosts, tmp_path / "late", *options, **usual)
+    try:
+        assert job.process.wait(RUN_S) == 0, job.log.read_text()
+    finally:
+        late.terminate()
+        late.wait(30)
+    found = compare(job, 80)
+    assert (found["lost"], found["duplicated"]) == (0, 0)
+    assert f"{address}-cpu0" in found["by_worker"]
 
 
 def workflow(folder: Path, hosts: TwoHosts) -> list[str]:

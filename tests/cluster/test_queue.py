@@ -344,6 +344,19 @@ def test_out_of_memory_everywhere_is_said(shared: Master) -> None:
     assert "memory" in error_of(entry)
 
 
+def vanishing(on: str, color: int) -> dict[str, Any]:
+    inputs = {"images": ["1", 0], "filename_prefix": "vanishing", "on": on}
+    return picture(color) | {"3": {"class_type": "TestVanisher", "inputs": inputs}}
+
+
+def test_a_saved_picture_that_is_not_there_is_made_elsewhere(shared: Master) -> None:
+    for color in range(120, 123):
+        (file,) = shared.files(shared.run(vanishing("cpu-0", color)), "3")
+        assert file.is_file()
+    entry = shared.finish(shared.queue(vanishing("cpu-0,cpu-1", 123)))
+    assert "is not in this worker's output folder" in error_of(entry)
+
+
 # Bad input.
 
 

@@ -52,7 +52,7 @@ WRONG = {
     "a tab": ("settings:\n\tshare: true\n", 2, "is no YAML: "),
     "two documents": ("--- {}\n--- {}\n", 2, "is no YAML: "),
     "not UTF-8": (b"settings: {}\n# \xff\n", 2, "is not UTF-8"),
-    "a list": ("- name: a\n", 1, "write KEY: VALUE, with the keys workers and settings"),
+    "a list": ("- name: a\n", 1, "write KEY: VALUE, with the keys workers, launchers, settings"),
     "a key twice": ("settings:\n  share: true\n  share: false\n", 3, "'share' stands twice"),
     "an unknown key": ("sharing: true\n", 1, "sharing is no key that there is; choose one of"),
     "a misspelt key": ("setings: {}\n", 1, "the nearest is 'settings'"),

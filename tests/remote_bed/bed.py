@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from comfyfleet.client.mux import Mux
 from comfyfleet.config import Remote
 from comfyfleet.fleet import Fleet, Run, RunEvent, new_run_id
 from comfyfleet.work import Result, Unit
@@ -32,6 +36,37 @@ def comfyuis_elsewhere(comfyui: Path, folder: Path) -> Iterator[dict[str, Master
     yield running
     for each in running.values():
         each.close()
+
+
+@contextmanager
+def line_to(master: Master, folder: Path) -> Iterator[Remote]:
+    """As a worker that has dialled in: through two ends of a mux, on a loop of their own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    path = folder / "line.sock"
+
+    async def begin() -> tuple[asyncio.Server, Mux, Mux]:
+        def connect() -> Any:
+            return asyncio.open_connection("127.0.0.1", master.port)
+
+        there: Mux = Mux(lambda frame: here.feed(frame), connect)
+        here: Mux = Mux(lambda frame: there.feed(frame))
+        return await asyncio.start_unix_server(here.accept, path), here, there
+
+    async def end() -> None:
+        server.close()
+        await here.close()
+        await there.close()
+        loop.call_soon(loop.stop)
+
+    server, here, there = asyncio.run_coroutine_threadsafe(begin(), loop).result(10)
+    try:
+        yield replace(remote("box", master), url="http://joined", socket=path)
+    finally:
+        asyncio.run_coroutine_threadsafe(end(), loop).result(10)
+        thread.join(10)
+        loop.close()
 
 
 def remote(name: str, master: Master) -> Remote:

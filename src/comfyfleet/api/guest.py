@@ -5,6 +5,8 @@ from __future__ import annotations
 from comfyfleet.api.fields import Field, named
 from comfyfleet.api.route import JSON, Access, Route
 
+#: What a fleet and its workers understand alike; another number is another language.
+PROTOCOL = 1
 #: Values travel in pieces of so many bytes at most: what is repeated after a break.
 PIECE_BYTES = 8 << 20
 

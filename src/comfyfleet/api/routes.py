@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from comfyfleet.api.config import CONFIG_ROUTES
 from comfyfleet.api.fields import Field, named
 from comfyfleet.api.guest import GUEST_ROUTES
 from comfyfleet.api.models import MODEL_ROUTES
@@ -161,7 +162,5 @@ JOIN = Route(
 
 ROUTES = (
     SHARE, SET_SHARE, CANCEL, ACT, STATUS, LOG, METRICS, EVENTS, TOKENS, REVOKE, NEW_CODE, PAIR,
-    JOIN,
-    *GUEST_ROUTES,
-    *MODEL_ROUTES,
+    JOIN, *CONFIG_ROUTES, *GUEST_ROUTES, *MODEL_ROUTES,
 )  # fmt: skip

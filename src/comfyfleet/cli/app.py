@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from comfyfleet.cli import config, models
+from comfyfleet.cli import cloud, config, models
 from comfyfleet.cli.options import AsJson, ComfyUI, ConfigFile, TokenFile, Url, Workers
 
 EPILOG = (
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(config.app, name="config")
+app.add_typer(cloud.app, name="cloud")
 app.add_typer(models.app, name="models")
 
 
@@ -87,6 +88,7 @@ def run(
         flags=tuple(flags or ()),
         cwd=Path.cwd(),
         folders={name: folder / name for name in ("input", "output", "temp")},
+        models=tuple(each for each in (folder / "models").glob("*") if each.is_dir()),
     )
     run_command(
         batch,
@@ -274,6 +276,64 @@ def tokens(
     from comfyfleet.cli.pair import change_tokens
 
     change_tokens(action, name, url=url, token_file=token_file)
+
+
+TokenEnv = Annotated[
+    str | None,
+    typer.Option(help="The environment variable with a token of yours that opens it too."),
+]
+OwnToken = Annotated[
+    Path | None,
+    typer.Option("--token-file", help="A file with a token of yours that opens it too."),
+]
+Behind = Annotated[
+    str | None, typer.Option("--url", help="This machine's ComfyUI, if there are several.")
+]
+
+
+@app.command()
+def serve(
+    listen: Annotated[str, typer.Option(help="Where it listens; 0.0.0.0: everywhere.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="On which port; 0: a free one.")
+    ] = 8189,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Its certificate (PEM), to speak https.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key (PEM).")] = None,
+    token_file: OwnToken = None,
+    token_env: TokenEnv = None,
+    url: Behind = None,
+    comfyui: ComfyUI = None,
+) -> None:
+    """Let others use this machine's ComfyUI, if they hold a token; until it is interrupted."""
+    from comfyfleet.cli import serve as door
+
+    found = door.Door(url=url, token_file=token_file, token_env=token_env, comfyui=comfyui)
+    door.serve(found, listen=listen, port=port, tls_cert=tls_cert, tls_key=tls_key)
+
+
+@app.command()
+def tunnel(
+    use: Annotated[
+        str, typer.Option("--for", metavar="master|worker", help="What this ComfyUI shall be.")
+    ] = "worker",
+    timeout: Annotated[
+        float, typer.Option(min=1, max=600, help="Seconds until it must have an address.")
+    ] = 25.0,
+    token_file: OwnToken = None,
+    token_env: TokenEnv = None,
+    url: Behind = None,
+    comfyui: ComfyUI = None,
+) -> None:
+    """Let others use this machine's ComfyUI from the Internet by cloudflared, with a token."""
+    from comfyfleet.cli.serve import Door
+    from comfyfleet.cli.tunnel import open_tunnel
+
+    door = Door(url=url, token_file=token_file, token_env=token_env, comfyui=comfyui)
+    open_tunnel(door, use, timeout_s=timeout)
 
 
 @app.command()

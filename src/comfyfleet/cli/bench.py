@@ -15,7 +15,7 @@ from comfyfleet.errors import InputError
 #: Benchmarks by name: a module of ``benchmarks`` with ``run(**options) -> dict``.
 NAMES = (
     "balance", "batch", "cfg", "chaos", "dispatch", "fanout", "hosts", "idle", "queue",
-    "sampling", "sequence", "transport",
+    "sampling", "sequence", "transport", "url", "wan",
 )  # fmt: skip
 
 

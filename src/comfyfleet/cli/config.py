@@ -20,7 +20,7 @@ def show(file: ConfigFile = None, comfyui: ComfyUI = None, as_json: AsJson = Fal
     """Show all settings and where each comes from, and the workers on the network."""
     from comfyfleet.cli import configure
 
-    configure.show(configure.read_config(file, comfyui), as_json=as_json)
+    configure.show(configure.owners_config(file, comfyui), as_json=as_json)
 
 
 @app.command("set")
@@ -33,7 +33,7 @@ def set_(
     """Set a setting."""
     from comfyfleet.cli import configure
 
-    configure.set_setting(configure.config_path(file, comfyui), key, value)
+    configure.set_setting(configure.owners_path(file, comfyui), key, value)
 
 
 @app.command()
@@ -41,7 +41,7 @@ def unset(key: Key, file: ConfigFile = None, comfyui: ComfyUI = None) -> None:
     """Take a setting out of the file, so that its default holds."""
     from comfyfleet.cli import configure
 
-    configure.unset_setting(configure.config_path(file, comfyui), key)
+    configure.unset_setting(configure.owners_path(file, comfyui), key)
 
 
 @app.command("add-worker")
@@ -65,7 +65,7 @@ def add_worker(
 
     entry = {"name": name, "url": url, "token_env": token_env}
     files = {"token_file": token_file, "ca": ca}
-    configure.add_worker(configure.config_path(file, comfyui), entry, files)
+    configure.add_worker(configure.owners_path(file, comfyui), entry, files)
 
 
 @app.command("remove-worker")
@@ -73,7 +73,7 @@ def remove_worker(name: Name, file: ConfigFile = None, comfyui: ComfyUI = None) 
     """Take a worker on the network out of the file."""
     from comfyfleet.cli import configure
 
-    configure.remove_worker(configure.config_path(file, comfyui), name)
+    configure.remove_worker(configure.owners_path(file, comfyui), name)
 
 
 @app.command("import")
@@ -85,7 +85,7 @@ def import_(
     """Take over workers and settings of ComfyUI-Distributed."""
     from comfyfleet.cli import configure
 
-    configure.import_file(configure.config_path(file, comfyui), source)
+    configure.import_file(configure.owners_path(file, comfyui), source)
 
 
 @app.command()
@@ -93,4 +93,4 @@ def path(file: ConfigFile = None, comfyui: ComfyUI = None) -> None:
     """Print where the file is, or would be."""
     from comfyfleet.cli import configure
 
-    typer.echo(configure.config_path(file, comfyui))
+    typer.echo(configure.owners_path(file, comfyui))

@@ -15,6 +15,7 @@ from comfyfleet import config
 from comfyfleet.cli.status import print_json
 from comfyfleet.config import Config
 from comfyfleet.errors import InputError
+from comfyfleet.fleet.registry import read_masters
 
 
 def config_path(given: Path | None, comfyui: str | None) -> Path:
@@ -22,6 +23,26 @@ def config_path(given: Path | None, comfyui: str | None) -> Path:
     if given is not None:
         return given
     return config.find_comfyui(comfyui) / "user" / "comfyfleet" / config.FILE_NAME
+
+
+def owners_path(given: Path | None, comfyui: str | None) -> Path:
+    """The file that its owner means: if none is named, that of the ComfyUI that runs here.
+
+    Raises InputError if several run.
+    """
+    folders = sorted({each.folder for each in read_masters()})
+    if given is not None or comfyui is not None or not folders:
+        return config_path(given, comfyui)
+    if len(folders) > 1:
+        raise InputError(f"several ComfyUIs run here ({', '.join(folders)}): say --config FILE.")
+    return Path(folders[0]) / config.FILE_NAME
+
+
+def owners_config(given: Path | None, comfyui: str | None) -> Config:
+    """What is set in ``owners_path``. Raises InputError as ``read_config``."""
+    if given is not None:
+        return read_config(given, comfyui)
+    return config.load(owners_path(given, comfyui))
 
 
 def read_config(given: Path | None, comfyui: str | None) -> Config:

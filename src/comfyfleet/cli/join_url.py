@@ -8,13 +8,12 @@ import re
 from pathlib import Path
 
 from comfyfleet.api import NAME_PATTERN
-from comfyfleet.cli.master import DEFAULT_URL, TOKEN, is_loopback, read_token
+from comfyfleet.cli.master import TOKEN, own_comfyui, read_token
 from comfyfleet.cli.pair import own_name, paired_file
 from comfyfleet.cli.show import console
 from comfyfleet.client.dial import serve
 from comfyfleet.client.link import Endpoint, Link
 from comfyfleet.errors import InputError
-from comfyfleet.fleet.registry import read_masters
 from comfyfleet.fleet.tokens import TOKENS_FILE, own_token
 
 
@@ -67,11 +66,5 @@ def _token_for(master: str, given: str | None, given_file: Path | None) -> str:
 
 def _own_comfyui(url: str | None) -> tuple[str, str]:
     """Address and token (empty: it has no extension) of the ComfyUI that is offered."""
-    masters = {each.url: each.folder for each in read_masters()}
-    if url is None and len(masters) > 1:
-        raise InputError(f"several ComfyUIs run here: {', '.join(masters)}; choose by --url.")
-    own = (url or next(iter(masters), DEFAULT_URL)).rstrip("/")
-    if not own.startswith("http://") or not is_loopback(own):
-        raise InputError(f"--url {own!r}: give a ComfyUI of this machine, such as {DEFAULT_URL}.")
-    folder = masters.get(own)
-    return own, own_token(Path(folder) / TOKENS_FILE) if folder else ""
+    own, folder = own_comfyui(url)
+    return own, own_token(folder / TOKENS_FILE) if folder else ""

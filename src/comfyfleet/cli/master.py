@@ -89,11 +89,14 @@ class MasterClient:
 
 
 def _find_url(records: list[FleetRecord]) -> str:
-    urls = sorted({record.url for record in records if record.url})
+    """The one ComfyUI of this user, or else the one that has a fleet."""
+    urls = {each.url for each in read_masters()}
     if len(urls) > 1:
-        raise InputError(f"several ComfyUIs here have a fleet: {', '.join(urls)}; choose by --url.")
+        urls &= {record.url for record in records if record.url}
+    if len(urls) > 1:
+        raise InputError(f"several ComfyUIs run here: {', '.join(sorted(urls))}; choose by --url.")
     if urls:
-        return urls[0]
+        return urls.pop()
     if records:
         owners = ", ".join(str(record.owner_pid) for record in records)
         raise FleetError(
@@ -116,6 +119,20 @@ def _checked(url: str) -> str:
 def is_loopback(url: str) -> bool:
     """Does this address lead to this very machine?"""
     return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def own_comfyui(url: str | None) -> tuple[str, Path | None]:
+    """Address and owner's folder (None: it has no extension) of the ComfyUI of this machine.
+
+    Raises InputError for an address elsewhere, and if it is not clear which one is meant.
+    """
+    masters = {each.url: Path(each.folder) for each in read_masters()}
+    if url is None and len(masters) > 1:
+        raise InputError(f"several ComfyUIs run here: {', '.join(masters)}; choose by --url.")
+    own = (url or next(iter(masters), DEFAULT_URL)).rstrip("/")
+    if not own.startswith("http://") or not is_loopback(own):
+        raise InputError(f"--url {own!r}: give a ComfyUI of this machine, such as {DEFAULT_URL}.")
+    return own, masters.get(own)
 
 
 def _token_for(url: str, token_file: Path | None) -> str:

@@ -56,6 +56,11 @@ def get_token(there: str, code: str | None, *, name: str | None, out: Path | Non
         ) from error
     console.print(f"{client.url} knows this machine as {body['name']}", soft_wrap=True)
     console.print(f"token_file: {file}", soft_wrap=True)
+    console.print(
+        f"to use it as a worker: comfyfleet config add-worker NAME {client.url} "
+        f"--token-file {file}",
+        soft_wrap=True,
+    )
 
 
 def change_tokens(

@@ -23,12 +23,16 @@ def show_status(*, as_json: bool) -> None:
         return
     table = Table("fleet of process", "worker", "device", "process", "memory")
     table.add_column("log", overflow="fold")
+    notes: list[str] = []
     for record in records:
         for worker in record.workers:
             memory = f"on {worker.host}" if worker.host else _memory(worker.pid)
             row = (worker.id, worker.device_name, str(worker.pid))
             table.add_row(str(record.owner_pid), *row, memory, worker.log_file)
+            notes += [f"{worker.id}: {worker.note}"] if worker.note else []
     console.print(table)
+    for note in notes:
+        console.print(note, markup=False, highlight=False)
 
 
 def print_json(data: object) -> None:

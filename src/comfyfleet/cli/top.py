@@ -116,6 +116,8 @@ def _troubles(status: dict[str, Any]) -> Iterator[Text]:
         elif error is not None:
             ago = _ago(status["time"] - error["time"])
             yield _line(f"{worker['id']} failed {ago} ago: {error['message']}", "red")
+        elif worker["note"]:
+            yield _line(f"{worker['id']}: {worker['note']}", "")
 
 
 def _line(text: str, style: str) -> Text:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from comfyfleet.client.comfyui import ComfyClient
-from comfyfleet.errors import RunCancelled
+from comfyfleet.errors import RunCancelled, Unreachable
 
 #: Progress is told at most this often: a tiny model's sampler steps hundreds of times a second.
 _PROGRESS_INTERVAL_S = 0.1
@@ -53,7 +54,8 @@ class Attempt:
     async def _interrupt_until_done(self, task: asyncio.Task[Any], prompt_id: str) -> None:
         """ComfyUI forgets an interrupt that comes after it took a prompt and before it begins."""
         while not (await asyncio.wait({task}, timeout=_AGAIN_S))[0]:
-            await self._client.interrupt(prompt_id)
+            with suppress(Unreachable):  # which the task will notice
+                await self._client.interrupt(prompt_id)
 
 
 def throttled(on_progress: Callable[[float], None]) -> Callable[[float], None]:

@@ -20,6 +20,20 @@ from comfyfleet.work import Packed, TensorRef, VideoRef
 #: Nobody nests values deeper; Python would run out of stack at about 1000.
 _MAX_DEPTH = 100
 
+#: What nonsense makes Python and numpy raise.
+_NONSENSE = (
+    TypeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+)
+#: Torch has at most 64 dimensions; and a length that is a number of thousands of digits takes
+#: hours to multiply.
+_MAX_DIMENSIONS, _MAX_LENGTH = 64, 1 << 48
+
 #: Bytes per element, by torch's names.
 _SIZES = {
     "bool": 1, "uint8": 1, "int8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1,
@@ -48,8 +62,9 @@ def from_json(data: Any, sizes: Sequence[int]) -> Any:
     """
     try:
         return _decode(data, sizes, 0)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise InputError(f"a value that makes no sense: {type(error).__name__}: {error}") from None
+    except _NONSENSE as error:
+        told = f"{type(error).__name__}: {str(error)[:200]!r}"
+        raise InputError(f"a value that makes no sense: {told}") from None
 
 
 def layouts(skeleton: Any) -> Iterator[tuple[int, Layout]]:
@@ -116,7 +131,10 @@ def _decode(data: Any, sizes: Sequence[int], depth: int) -> Any:
         case "tensor":
             return _tensor(content, sizes)
         case "video":
-            return VideoRef(_decode(content, sizes, depth + 1))
+            components = _decode(content, sizes, depth + 1)
+            if not isinstance(components, dict):
+                raise ValueError("a video without parts")
+            return VideoRef(components)
         case "array":
             return _array(*content)
     raise ValueError(f"unknown kind {tag!r}")
@@ -125,7 +143,10 @@ def _decode(data: Any, sizes: Sequence[int], depth: int) -> Any:
 def _tensor(content: Any, sizes: Sequence[int]) -> TensorRef:
     """Raises ValueError unless shape and type are just what the buffer holds."""
     buffer, dtype, shape = content
-    if not all(type(size) is int and size >= 0 for size in (buffer, *shape)):
+    lengths = (buffer, *shape)
+    if len(shape) > _MAX_DIMENSIONS or not all(
+        type(each) is int and 0 <= each < _MAX_LENGTH for each in lengths
+    ):
         raise ValueError(f"tensor {content!r}")
     if math.prod(shape) * item_size(dtype) != sizes[buffer]:
         raise ValueError(f"tensor {content!r} in a buffer of {sizes[buffer]} bytes")

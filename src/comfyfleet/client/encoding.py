@@ -66,6 +66,9 @@ def _inflated(data: bytes, size: int) -> bytes:
         announced = zstandard.frame_content_size(data)
         if announced != size:  # whoever announces more may fill our memory
             raise InputError(f"compressed data of {announced} bytes where {size} were expected.")
-        return zstandard.ZstdDecompressor().decompress(data, max_output_size=max(size, 1))
+        found: bytes = zstandard.ZstdDecompressor().decompress(data, max_output_size=max(size, 1))
     except zstandard.ZstdError as error:
         raise InputError(f"compressed data that makes no sense: {error}") from None
+    if len(found) != size:
+        raise InputError(f"compressed data of {len(found)} bytes where {size} were expected.")
+    return found

@@ -10,33 +10,33 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from comfyfleet import api
-from comfyfleet.api.guest import PIECE_BYTES
+from comfyfleet.api.guest import PIECE_BYTES, PROTOCOL
 from comfyfleet.client.codec import from_json, layouts, to_json
 from comfyfleet.client.encoding import RAW, SHUFFLED, Bytes, Layout, decompress
-from comfyfleet.client.link import Link, read_limited
-from comfyfleet.errors import InputError, Unreachable
+from comfyfleet.client.limits import room
+from comfyfleet.client.link import Link
+from comfyfleet.client.texts import plain
+from comfyfleet.errors import InputError, Unfit, Unreachable
 from comfyfleet.work import Packed
 
 BASE = f"{api.BASE}/guest"
 
-#: Of one result: more than a machine's memory.
-_MAX_BYTES = 1 << 40
+#: Tensors of one result: more than any node returns.
+_MAX_BUFFERS = 100_000
 #: Enough to fill a link while pieces are compressed, and to hide that each one is asked for.
 _AT_ONCE = 4
 #: The first piece is short, and shows how fast the link is.
-_PROBE_BYTES = 1 << 20
+_PROBE_BYTES = 1 << 18
 #: Bytes per second below which compression is faster than the link.
 _SLOW = 40e6
-_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +57,23 @@ class Guest:
     async def hello(self) -> dict[str, Any] | None:
         """What the extension there says of itself; None if it is not there.
 
-        Raises InputError if it does not let us in.
+        Raises InputError if it does not let us in, or is of another age.
         """
+        url = self._link.url
         status, answer = await self._link.ask("GET", f"{BASE}/hello")
+        answer = answer if isinstance(answer, dict) else {}
         if status in (401, 403):
-            said = answer.get("error") if isinstance(answer, dict) else None
-            raise InputError(f"{self._link.url}: {said or 'it does not let us in'}")
-        return answer if status == 200 and isinstance(answer, dict) else None
+            said = plain(answer.get("error"), 500)
+            raise InputError(f"{url}: {said or 'it does not let us in'}")
+        if status != 200 or "comfyfleet" not in answer:
+            return None
+        if answer.get("protocol") != PROTOCOL:
+            version = plain(answer["comfyfleet"], 50)
+            raise InputError(
+                f"{url} has ComfyFleet {version}, which this one does not understand; "
+                "install the same version on both machines."
+            )
+        return answer
 
     async def ship(self, prompt_id: str, values: Mapping[str, Packed]) -> None:
         """Make values known there, for as long as this prompt is."""
@@ -81,6 +91,7 @@ class Guest:
         sizes = _sizes_in(answer, self._link.url)
         skeleton = from_json(answer["skeleton"], sizes)
         known = dict(layouts(skeleton))
+        _require_whole(known, sizes, self._link.url)
         buffers = [np.empty(size, np.uint8) for size in sizes]
         pieces = _pieces(sizes)
         encoding = RAW
@@ -96,8 +107,9 @@ class Guest:
         return Packed(skeleton, buffers)
 
     async def forget(self, prompt_id: str) -> None:
-        """Let go of what is kept there for a prompt."""
-        await self.ask("DELETE", f"/prompts/{prompt_id}")
+        """Let go of what is kept there for a prompt; it forgets by itself what it is not told."""
+        with suppress(Unreachable):
+            await self._link.ask("DELETE", f"{BASE}/prompts/{prompt_id}")
 
     async def _put(self, buffer: Bytes) -> str:
         """Send a buffer, or what of it is not there; its name."""
@@ -116,60 +128,72 @@ class Guest:
         self, prompt_id: str, piece: _Piece, encoding: str, layout: Layout, buffers: list[Bytes]
     ) -> None:
         """Put a piece into its place."""
-        size = piece.stop - piece.start
         path = f"{BASE}/prompts/{prompt_id}/{piece.buffer}"
         query = f"?start={piece.start}&stop={piece.stop}&encoding={encoding}"
-
-        async def read() -> bytes:
-            async with self._link.request("GET", path + query) as response:
-                if response.status != 200:
-                    raise InputError(f"{self._link.url} answered {response.status} for a result.")
-                return await read_limited(response, size + size // 8 + 1024)
-
-        data = await self._patiently(read)
+        place = buffers[piece.buffer][piece.start : piece.stop]
         if encoding == RAW:
-            if len(data) != size:
-                raise Unreachable(self._link.url, f"{len(data)} bytes where {size} were announced")
-            found: Bytes = np.frombuffer(data, np.uint8)
-        else:
-            found = await asyncio.to_thread(decompress, data, layout, size)
-        buffers[piece.buffer][piece.start : piece.stop] = found
+            await self._link.patiently(lambda: self._read_raw(path + query, place))
+            return
+        limit = len(place) + len(place) // 8 + 1024
+        data = await self._link.patiently(lambda: self._read(path + query, limit))
+        place[:] = await asyncio.to_thread(decompress, data, layout, len(place))
+
+    async def _read(self, path: str, max_bytes: int) -> bytes:
+        async with self._link.request("GET", path) as response:
+            if response.status != 200:
+                raise InputError(f"{self._link.url} answered {response.status} for a result.")
+            return await self._link.read(response, max_bytes)
+
+    async def _read_raw(self, path: str, place: Bytes) -> None:
+        """Straight into its place: results are large, and each copy of them takes time."""
+        view: memoryview = memoryview(place)  # type: ignore[arg-type]
+        start = 0
+        async with self._link.request("GET", path) as response:
+            if response.status != 200:
+                raise InputError(f"{self._link.url} answered {response.status} for a result.")
+            async for chunk in self._link.chunks(response):
+                if start + len(chunk) > len(view):
+                    raise Unreachable(self._link.url, "it sent more than it announced")
+                view[start : start + len(chunk)] = chunk
+                start += len(chunk)
+        if start != len(view):
+            raise Unreachable(self._link.url, f"{start} bytes where {len(view)} were announced")
 
     async def ask(
         self, method: str, path: str, body: Any = None, data: bytes | None = None
     ) -> dict[str, Any]:
-        """One call to a route of ours, again after each break for about a minute.
+        """One call to a route of ours, again after each break for as long as the patience lasts.
 
-        Raises InputError with what was refused, Unreachable if there is no answer.
+        Raises InputError with what was refused (Unfit if there is no room for it there),
+        Unreachable if there is no answer.
         """
 
         async def once() -> tuple[int, Any]:
             return await self._link.ask(method, BASE + path, body, data=data)
 
-        status, answer = await self._patiently(once)
+        status, answer = await self._link.patiently(once)
         if not isinstance(answer, dict):
             raise Unreachable(self._link.url, f"it answered {status} and no JSON to {path}")
         if status != 200:
-            raise InputError(f"{self._link.url}: {answer.get('error', status)}")
+            told = f"{self._link.url}: {plain(answer.get('error'), 500) or status}"
+            raise Unfit(told) if status == 503 else InputError(told)  # 503: its disk is full
         return answer
-
-    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Again after each break, for about a minute."""
-        for pause_s in _PAUSES_S:
-            try:
-                return await work()
-            except Unreachable:
-                await asyncio.sleep(pause_s)
-        return await work()
 
 
 def _sizes_in(answer: Mapping[str, Any], url: str) -> list[int]:
     sizes = answer.get("sizes")
     if not isinstance(sizes, list) or any(type(size) is not int or size < 0 for size in sizes):
         raise Unreachable(url, "it sent a result without sizes")
-    if sum(sizes) > _MAX_BYTES:
-        raise Unreachable(url, f"it announced a result of {sum(sizes)} bytes")
+    if len(sizes) > _MAX_BUFFERS or sum(sizes) > room():
+        told = f"{sum(sizes)} bytes in {len(sizes)} parts"
+        raise Unfit(f"{url} announced a result of {told}, for which there is no memory here")
     return sizes
+
+
+def _require_whole(known: Mapping[int, Layout], sizes: list[int], url: str) -> None:
+    """Raises Unreachable unless each buffer belongs to a tensor."""
+    if set(known) != set(range(len(sizes))):
+        raise Unreachable(url, f"it sent {len(sizes)} buffers for {len(known)} tensors")
 
 
 def _pieces(sizes: list[int]) -> list[_Piece]:

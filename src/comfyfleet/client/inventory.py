@@ -42,6 +42,10 @@ class Inventory:
         """All node classes."""
         return list(self._classes)
 
+    def is_paid(self, class_type: str) -> bool:
+        """Does it ask a service on the network, with the login of who queued the prompt?"""
+        return bool(self._described(class_type).get("api_node"))
+
     def knows(self, class_type: str) -> bool:
         """Is there such a node class?"""
         return class_type in self._classes
@@ -53,7 +57,9 @@ class Inventory:
     def output_type(self, class_type: str, slot: int) -> str:
         """The type of a node's output; "" if it is a list of values, or unknown."""
         described = self._described(class_type)
-        types, lists = described.get("output", ()), described.get("output_is_list", ())
+        types, lists = described.get("output"), described.get("output_is_list") or ()
+        if not isinstance(types, list) or not isinstance(lists, list | tuple):
+            return ""
         if not 0 <= slot < len(types) or (slot < len(lists) and lists[slot]):
             return ""
         return types[slot] if isinstance(types[slot], str) else "COMBO"

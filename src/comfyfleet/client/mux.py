@@ -48,6 +48,8 @@ class _Stream:
     def __init__(self) -> None:
         self.arrived: asyncio.Queue[bytes] = asyncio.Queue()
         self.pending = 0
+        #: No more data comes.
+        self.ended = False
         self.window = _WINDOW_BYTES
         self.opened = asyncio.Event()
         self.opened.set()
@@ -86,16 +88,17 @@ class Mux:
         stream = self._streams.get(number)
         if stream is None:
             return  # it has ended here, and the word of that is on its way
-        if kind == Kind.DATA:
+        if kind == Kind.DATA and content:
             stream.pending += len(content)
-            if stream.pending > _WINDOW_BYTES:
-                raise InputError("more data than the window allows.")
+            if stream.pending > _WINDOW_BYTES or stream.ended:
+                raise InputError("more data than the window allows, or after the end.")
             stream.arrived.put_nowait(content)
-        elif kind == Kind.END:
+        elif kind == Kind.END and not stream.ended:
+            stream.ended = True
             stream.arrived.put_nowait(b"")
         elif kind == Kind.RESET and stream.task is not None:
             stream.task.cancel()
-        elif kind == Kind.CREDIT:
+        elif kind == Kind.CREDIT and len(content) == _CREDIT.size:
             stream.window += _CREDIT.unpack(content)[0]
             stream.opened.set()
 

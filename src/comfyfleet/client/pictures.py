@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlencode
 
 import numpy as np
 from PIL import Image
 
 from comfyfleet.client.inventory import Inventory
-from comfyfleet.client.link import Link, read_limited
-from comfyfleet.errors import InputError, Unreachable
+from comfyfleet.client.limits import room
+from comfyfleet.client.link import Link
+from comfyfleet.client.names import key_of, named_file
+from comfyfleet.client.texts import plain
+from comfyfleet.errors import Unfit, Unreachable
 from comfyfleet.graph import links_of
 from comfyfleet.work import OutputFile, Packed, Prompt, TensorRef
 
 #: The internal node at the end of a unit's graph; see ``extension.nodes.internal``.
 RETURN_NODE = "FleetReturn"
-#: A picture of 32768 x 32768 is beyond any model; PIL itself warns far below.
-_MAX_PIXELS = 1 << 30
 #: An hour of video is below that.
 _MAX_FILE_BYTES = 8 << 30
+#: More than a node saves.
+_MAX_FILES = 10_000
+
+#: Of RGBA in 8 bits, and in floats.
+_BYTES_PER_PIXEL = 4 + 16
 
 Entry = Mapping[str, Any]
+Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def unreturnable(prompt: Prompt, inventory: Inventory) -> list[str]:
@@ -57,77 +65,111 @@ async def fetch_values(
 ) -> Packed | None:
     """What a return node would have returned, in 8 bits per colour; None if there was none.
 
-    Raises Unreachable for what is no picture.
+    Raises Unreachable for what is no picture, Unfit for pictures that are no batch.
     """
     buffers: list[Any] = []
     skeleton: dict[str, Any] = {}
     for node_id, name in stands.items():
-        pictures = [
-            _pixels(link.url, await fetch(link, entry)) for _, entry in entries(outputs, [node_id])
-        ]
-        if len({each.shape for each in pictures}) != 1:
-            raise Unreachable(link.url, f"it made {len(pictures)} pictures that are no batch")
-        batch = np.stack(pictures)
+        batch = np.stack(await _batch(link, [entry for _, entry in entries(outputs, [node_id])]))
         skeleton[name] = [TensorRef(len(buffers), "float32", batch.shape)]
         buffers.append(batch.reshape(-1).view(np.uint8))
     return Packed(skeleton, buffers) if stands else None
 
 
-async def fetch_files(link: Link, outputs: Mapping[str, Any], skip: Sequence[str]) -> Any:
-    """What other output nodes saved; previews only if nothing else was saved."""
+async def _batch(link: Link, named: Sequence[Entry]) -> list[Pixels]:
+    left = room()
+    pictures: list[Pixels] = []
+    for entry in named:
+        data = await fetch(link, entry)
+        pictures.append(await asyncio.to_thread(_pixels, link.url, data, left))
+        left -= 2 * pictures[-1].nbytes  # they are copied into one
+    sizes = {"x".join(map(str, each.shape)) for each in pictures}
+    if len(sizes) != 1:
+        told = f"of several sizes ({', '.join(sorted(sizes)[:5])})" if sizes else "at all"
+        raise Unfit(
+            f"{link.url} made no pictures {told} that are one batch; without this extension "
+            "only such come home"
+        )
+    return pictures
+
+
+async def fetch_files(
+    link: Link, outputs: Mapping[str, Any], skip: Sequence[str]
+) -> list[OutputFile]:
+    """What other output nodes saved; previews only if nothing else was saved.
+
+    Raises Unfit for a file that does not come home.
+    """
     saved = [each for each in entries(outputs) if each[0] not in skip]
     kinds = {entry["type"] for _, entry in saved}
     wanted = "output" if "output" in kinds else "temp"
-    return [
-        OutputFile(node_id=node_id, name=_path_of(entry), data=bytes(await fetch(link, entry)))
-        for node_id, entry in saved
-        if entry["type"] == wanted
-    ]
+    chosen = [(node_id, entry) for node_id, entry in saved if entry["type"] == wanted]
+    names = [key_of(entry)[1:] for _, entry in chosen]  # all of them before any is fetched
+    found: list[OutputFile] = []
+    left = room()
+    for (node_id, entry), (folder, name) in zip(chosen, names, strict=True):
+        data = await fetch(link, entry, left)
+        left -= len(data)
+        path = f"{folder}/{name}" if folder else name
+        found.append(OutputFile(node_id=node_id, name=path, data=data))
+    return found
 
 
 def entries(
     outputs: Mapping[str, Any], only: Sequence[str] | None = None
 ) -> Iterator[tuple[str, Entry]]:
-    """Each file that a node's output names, with the node's id."""
+    """Each file that a node's output names, with the node's id. Raises Unfit for too many."""
+    found = list(_entries(outputs, only))
+    if len(found) > _MAX_FILES:
+        raise Unfit(f"it names {len(found)} files; {_MAX_FILES} come home at once")
+    yield from found
+
+
+def _entries(outputs: Mapping[str, Any], only: Sequence[str] | None) -> Iterator[tuple[str, Entry]]:
     for node_id, ui in outputs.items():
         if (only is None or node_id in only) and isinstance(ui, Mapping):
             for found in ui.values():
                 for entry in found if isinstance(found, list) else ():
-                    if _is_file(entry):
+                    if named_file(entry):
                         yield node_id, entry
 
 
-def _is_file(entry: Any) -> bool:
-    named = isinstance(entry, Mapping) and isinstance(entry.get("filename"), str)
-    return named and entry.get("type") in ("output", "temp")
+async def fetch(link: Link, entry: Entry, max_bytes: int = _MAX_FILE_BYTES) -> bytes:
+    """The bytes of a file. Raises Unreachable if it does not come whole, Unfit if it is named ill.
+
+    After a break it is asked for again, while the link has patience.
+    """
+    kind, folder, name = key_of(entry)
+    query = urlencode({"filename": name, "subfolder": folder, "type": kind})
+
+    async def get() -> bytes:
+        async with link.request("GET", f"/view?{query}") as response:
+            if response.status != 200:
+                raise Unreachable(link.url, f"it answered {response.status} for its own {name}")
+            data = await link.read(response, min(max_bytes, _MAX_FILE_BYTES))
+        length = response.headers.get("Content-Length")
+        if length is not None and length != str(len(data)):
+            raise Unreachable(link.url, f"{name} came short: {len(data)} of {length}")
+        return data
+
+    return await link.patiently(get)
 
 
-async def fetch(link: Link, entry: Entry) -> bytes:
-    """The bytes of a file. Raises Unreachable if it does not come whole."""
-    names = {name: str(entry.get(name, "")) for name in ("filename", "subfolder", "type")}
-    async with link.request("GET", f"/view?{urlencode(names)}") as response:
-        if response.status != 200:
-            raise Unreachable(link.url, f"it answered {response.status} for its own {names}")
-        data = await read_limited(response, _MAX_FILE_BYTES)
-    length = response.headers.get("Content-Length")
-    if length is not None and length != str(len(data)):
-        raise Unreachable(link.url, f"{names['filename']} came short: {len(data)} of {length}")
-    return data
+def _pixels(url: str, data: bytes, max_bytes: int) -> Pixels:
+    """A picture as [height, width, channels], 0 to 1, as ComfyUI loads it.
 
-
-def _path_of(entry: Entry) -> str:
-    folder, name = str(entry.get("subfolder", "")), str(entry["filename"])
-    return f"{folder}/{name}" if folder else name
-
-
-def _pixels(url: str, data: bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """A picture as [height, width, channels], 0 to 1, as ComfyUI loads it."""
+    PIL itself refuses pictures of over 179 million pixels.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise InputError(f"{image.width} x {image.height} pixels")
+            if image.width * image.height * _BYTES_PER_PIXEL > max_bytes:
+                raise ValueError(f"{image.width} x {image.height} pixels are too many")
             image.load()
             shown = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
-            return np.asarray(shown).astype(np.float32) / 255.0
-    except (OSError, ValueError, SyntaxError, InputError, Image.DecompressionBombError) as error:
-        raise Unreachable(url, f"it sent a picture that is none: {error}") from None
+            pixels: Pixels = np.asarray(shown).astype(np.float32)
+            pixels /= 255.0
+            return pixels
+    except Exception as error:  # a decoder that is given anything raises anything
+        raise Unreachable(
+            url, f"it sent a picture that is none: {plain(str(error), 200)}"
+        ) from None

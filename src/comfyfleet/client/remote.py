@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from comfyfleet.client.attempt import Attempt, throttled
 from comfyfleet.client.comfyui import ComfyClient, Message
 from comfyfleet.client.guest import Guest
 from comfyfleet.client.inventory import Inventory, Need
+from comfyfleet.client.limits import room
 from comfyfleet.client.link import Link
+from comfyfleet.client.names import key_of, translated
 from comfyfleet.client.pictures import (
     RETURN_NODE,
     entries,
@@ -29,9 +31,12 @@ from comfyfleet.client.pictures import (
     unreturnable,
     with_previews,
 )
+from comfyfleet.client.setup import Setup, setup_of
+from comfyfleet.client.texts import plain, size
 from comfyfleet.client.uploads import Uploads
+from comfyfleet.client.weights import weights_bytes
 from comfyfleet.errors import InputError, Unfit, Unreachable
-from comfyfleet.graph import with_input, with_literals
+from comfyfleet.graph import links_of, with_input, with_literals
 from comfyfleet.work import HISTORY, Mirrored, Packed, Prompt, Result, SavedFile, Told
 
 #: The input of a return node that names the attempt.
@@ -42,6 +47,20 @@ OLDEST = (0, 3, 75)
 _MAX_CLOCK_S = 300.0
 #: A unit that lacks something lets us look again at what is there, at most this often.
 _LOOK_AGAIN_S = 2.0
+
+#: Of what a client sends with its prompt: the workflow, and how previews are made. The rest may be
+#: its login.
+_SHARED = ("extra_pnginfo", "preview_method")
+#: ComfyUI's own events of a prompt, and its previews: a picture, one with its origin, a text.
+_EVENTS = frozenset(
+    {
+        *("execution_start", "execution_cached", "executing", "executed", "progress"),
+        *("progress_state", "execution_success", "execution_error", "execution_interrupted"),
+        *(1, 3, 4),
+    }
+)
+#: What a file takes besides its content.
+_FILE_BYTES = 4096
 
 Tell = Callable[[Told], None]
 OnProgress = Callable[[float], None]
@@ -62,8 +81,18 @@ class Greeting:
 class RemoteRunner:
     """Runs one unit at a time. Made, and used, on one event loop."""
 
-    def __init__(self, link: Link, folders: Mapping[str, Path]) -> None:
-        """``folders``: where the files lie that prompts name (input, output, temp)."""
+    def __init__(
+        self,
+        link: Link,
+        folders: Mapping[str, Path],
+        *,
+        models: Sequence[Path] = (),
+        own: Setup | None = None,
+    ) -> None:
+        """``folders``: where the files lie that prompts name (input, output, temp).
+
+        ``models`` are the owner's folders of models, ``own`` is the owner's ComfyUI.
+        """
         self._link = link
         self._client = ComfyClient(link)
         self._attempt = Attempt(self._client)
@@ -72,6 +101,10 @@ class RemoteRunner:
         self._has_extension = False
         self._inventory: Inventory | None = None
         self._described_at = 0.0
+        self._models = models
+        self._own = own or Setup()
+        #: Bytes of its memory and its device's together; 0: not known.
+        self._memory = 0
 
     @property
     def inventory(self) -> Inventory:
@@ -88,14 +121,16 @@ class RemoteRunner:
         system = stats.get("system") if isinstance(stats, dict) else None
         if status != 200 or not isinstance(system, dict):
             raise Unreachable(url, f"it answers ({status}), but not as a ComfyUI does")
-        version = str(system.get("comfyui_version", ""))
+        version = plain(system.get("comfyui_version"), 30)
         if _number(version) < OLDEST:
             oldest = ".".join(map(str, OLDEST))
             raise InputError(f"{url} is ComfyUI {version or 'of old'}; {oldest} is needed: update.")
         hello = await self._guest.hello()
         self._has_extension = hello is not None
         await self._describe()
-        return _greeting(version, stats, hello, await self._clock_off_by())
+        self._memory = _memory_of(stats)
+        differences = setup_of(system).differences(self._own)
+        return _greeting(version, stats, hello, await self._clock_off_by(), differences)
 
     async def _describe(self) -> None:
         """Ask what can run there now."""
@@ -109,19 +144,19 @@ class RemoteRunner:
             date = response.headers.get("Date", "")
         try:
             return parsedate_to_datetime(date).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, TypeError, OverflowError):
             return 0.0
 
     def lacks(self, prompt: Prompt) -> list[str]:
         """What is missing there to run a prompt, as far as is known without sending its files."""
-        plain = prompt if self._has_extension else with_literals(prompt)
-        return self._lacking(plain, {})
+        bare = prompt if self._has_extension else with_literals(prompt)
+        return self._lacking(bare, {})
 
     async def memory(self) -> tuple[int, int]:
         """Free and total bytes of its device. Raises Unreachable if it does not answer."""
         _, stats = await self._link.ask("GET", "/system_stats")
         device = _first_device(stats)
-        return int(device.get("vram_free", 0)), int(device.get("vram_total", 0))
+        return size(device.get("vram_free")), size(device.get("vram_total"))
 
     async def run(
         self,
@@ -159,8 +194,13 @@ class RemoteRunner:
             raise Unfit(f"{self._link.url} cannot run {', '.join(lacking)}")
         told: asyncio.Queue[Message | None] = asyncio.Queue()
         teller = asyncio.ensure_future(self._tell_all(told, tell))
+        data = {key: asked.extra_data[key] for key in _SHARED if key in asked.extra_data}
         work = self._client.run(
-            ready, asked.prompt_id, throttled(on_progress), asked=asked, on_message=told.put_nowait
+            ready,
+            asked.prompt_id,
+            throttled(on_progress),
+            asked=replace(asked, extra_data=data),
+            on_message=lambda message: told.put_nowait(message) if _is_own(message) else None,
         )
         try:
             await self._attempt.end_of(work, asked.prompt_id)
@@ -169,8 +209,7 @@ class RemoteRunner:
             await teller
             entry = await self._client.history(asked.prompt_id)
             if entry is not None:
-                kept = {key: entry[key] for key in ("outputs", "meta", "status") if key in entry}
-                tell(Told(HISTORY, kept, ()))
+                tell(Told(HISTORY, _record(entry, asked.prompt_id), ()))
         return Result(values=None)
 
     async def interrupt(self, prompt_id: str) -> None:
@@ -183,9 +222,9 @@ class RemoteRunner:
 
     async def _prepared(self, prompt: Prompt, values: Mapping[str, Packed]) -> Prompt:
         """The prompt as it can run there, its files sent. Raises Unfit if it cannot."""
-        plain: Prompt = prompt if self._has_extension else with_literals(prompt)
-        await self._require(lambda: self._lacking(plain, values))
-        sent, names = await self._uploads.send(plain)
+        bare: Prompt = prompt if self._has_extension else with_literals(prompt)
+        await self._require(lambda: self._lacking(bare, values))
+        sent, names = await self._uploads.send(bare)
         own = _without_returns(sent)
         await self._require(lambda: self.inventory.lacks(self.inventory.adapted(own), names))
         return self.inventory.adapted(sent)
@@ -211,7 +250,18 @@ class RemoteRunner:
         if not self._has_extension and not missing:
             found += unreturnable(prompt, self.inventory)
             found += ["this extension, for values that come with the unit"] if values else []
+        found += [f"your login, which is not sent, for {name}" for name in self._paid(prompt)]
+        needed = weights_bytes(prompt, self._models)
+        if 0 < self._memory < needed:
+            has = f"it has {self._memory / 1e9:.1f} GB"
+            found.append(f"memory for models of {needed / 1e9:.1f} GB ({has})")
         return found
+
+    def _paid(self, prompt: Prompt) -> list[str]:
+        """Classes that ask a service on the network with their user's login."""
+        return sorted(
+            {name for node in prompt.values() if self.inventory.is_paid(name := node["class_type"])}
+        )
 
     async def _returned(
         self, prompt: Prompt, prompt_id: str, outputs: Mapping[str, Any], stands: Mapping[str, str]
@@ -220,27 +270,34 @@ class RemoteRunner:
             return await fetch_values(self._link, outputs, stands)
         if all(node["class_type"] != RETURN_NODE for node in prompt.values()):
             return None
-        return await self._guest.fetch(prompt_id)
+        found = await self._guest.fetch(prompt_id)
+        _require_all(found, prompt, self._link.url)
+        return found
 
     async def _tell_all(self, told: asyncio.Queue[Message | None], tell: Tell) -> None:
         """In their order, with the files that they name."""
+        left = room()
         while (message := await told.get()) is not None:
             event, data = message
-            named = event == "executed" and isinstance(data.get("output"), Mapping)
-            tell(Told(event, data, await self._files(data["output"]) if named else ()))
+            files: list[SavedFile] = []
+            if event == "executed" and isinstance(data.get("output"), Mapping):
+                for _, entry in entries({"": data["output"]}):
+                    files.append(await self._file(entry, left))
+                    left -= len(files[-1].data or b"") + _FILE_BYTES
+                data = {**data, "output": translated(data["output"])}
+            tell(Told(event, data, tuple(files)))
 
-    async def _files(self, output: Mapping[str, Any]) -> tuple[SavedFile, ...]:
-        return tuple([await self._file(entry) for _, entry in entries({"": output})])
-
-    async def _file(self, entry: Mapping[str, Any]) -> SavedFile:
-        data = await fetch(self._link, entry)
+    async def _file(self, entry: Mapping[str, Any], max_bytes: int) -> SavedFile:
+        kind, folder, name = key_of(entry)
+        data = await fetch(self._link, entry, max_bytes)
         content = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
         return SavedFile(
-            kind=entry["type"],
-            subfolder=str(entry.get("subfolder", "")),
-            name=entry["filename"],
+            kind=kind,
+            subfolder=folder,
+            name=name,
             data=data,
             stamp=(content, len(data)),
+            foreign=True,
         )
 
 
@@ -255,17 +312,66 @@ def _without_returns(prompt: Prompt) -> Prompt:
     return {key: node for key, node in prompt.items() if node["class_type"] != RETURN_NODE}
 
 
+def _require_all(found: Packed | None, prompt: Prompt, url: str) -> None:
+    """Raises Unreachable unless each input of the return node came back as a list."""
+    returns = (node for node in prompt.values() if node["class_type"] == RETURN_NODE)
+    wanted = {name for node in returns for name in links_of(node)}
+    skeleton = found.skeleton if found is not None else None
+    if not isinstance(skeleton, dict) or any(
+        not isinstance(skeleton.get(name), list) for name in wanted
+    ):
+        raise Unreachable(url, f"it returned no {', '.join(sorted(wanted))}")
+
+
+def _is_own(message: Message) -> bool:
+    """Packs of others tell a browser what they like; only ComfyUI's own events are passed on."""
+    return message[0] in _EVENTS
+
+
+def _record(entry: Mapping[str, Any], prompt_id: str) -> dict[str, Any]:
+    """Of a history entry what the owner's ComfyUI keeps."""
+    status = entry.get("status") or {}
+    messages = [
+        [event, data]
+        for event, data in status.get("messages", ())
+        if event in _EVENTS and data.get("prompt_id") == prompt_id
+    ]
+    completed = status.get("completed") is True
+    told = {"status_str": "success" if completed else "error", "completed": completed}
+    meta = entry.get("meta")
+    return {
+        "outputs": {node_id: translated(each) for node_id, each in entry["outputs"].items()},
+        "meta": meta if isinstance(meta, dict) else {},
+        "status": {**told, "messages": messages},
+    }
+
+
+def _memory_of(stats: Any) -> int:
+    """Bytes of its memory, and of its device's where that has some of its own."""
+    device = _first_device(stats)
+    shared = device.get("type") in ("cpu", "mps")
+    return size(stats["system"].get("ram_total")) + (
+        0 if shared else size(device.get("vram_total"))
+    )
+
+
 def _greeting(
-    version: str, stats: Any, hello: Mapping[str, Any] | None, off_by_s: float
+    version: str,
+    stats: Any,
+    hello: Mapping[str, Any] | None,
+    off_by_s: float,
+    differences: Sequence[str],
 ) -> Greeting:
     device = _first_device(stats)
     notes = [] if hello else ["without this extension: pictures only, in 8 bits"]
     if abs(off_by_s) > _MAX_CLOCK_S:
         notes.append(f"its clock is off by {off_by_s:.0f} s; set it, for certificates and logs")
+    if differences:
+        notes.append(f"may make other pixels: {', '.join(differences)[:500]}")
     return Greeting(
         version=version,
-        device=str(device.get("type", "unknown")),
-        device_name=str(device.get("name", "unknown")),
+        device=plain(device.get("type"), 20) or "unknown",
+        device_name=plain(device.get("name"), 100) or "unknown",
         has_extension=hello is not None,
         note="; ".join(notes),
     )

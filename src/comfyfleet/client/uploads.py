@@ -53,8 +53,12 @@ class Uploads:
     async def _send(self, path: Path) -> str:
         # Not its own name: spaces, quotes and other alphabets have many spellings on the way.
         name = (await self._digest(path))[:40] + path.suffix.lower()
-        if not await self._is_there(name, path.stat().st_size):
-            await self._upload(name, path)
+
+        async def send() -> None:
+            if not await self._is_there(name, path.stat().st_size):
+                await self._upload(name, path)
+
+        await self._link.patiently(send)
         return f"{_FOLDER}/{name}"
 
     async def _digest(self, path: Path) -> str:
@@ -66,9 +70,13 @@ class Uploads:
 
     async def _is_there(self, name: str, size: int) -> bool:
         query = urlencode({"filename": name, "subfolder": _FOLDER, "type": "input"})
-        async with self._link.request("HEAD", f"/view?{query}") as response:
-            length = response.headers.get("Content-Length")
-            return response.status == 200 and length == str(size)
+
+        async def ask() -> bool:
+            async with self._link.request("HEAD", f"/view?{query}") as response:
+                length = response.headers.get("Content-Length")
+                return response.status == 200 and length == str(size)
+
+        return await self._link.patiently(ask)
 
     async def _upload(self, name: str, path: Path) -> None:
         form = aiohttp.FormData()
@@ -76,7 +84,8 @@ class Uploads:
             form.add_field("image", file, filename=name)
             for key, value in {"type": "input", "subfolder": _FOLDER, "overwrite": "true"}.items():
                 form.add_field(key, value)
-            async with self._link.request("POST", "/upload/image", data=form) as response:
+            way = self._link.request("POST", "/upload/image", sends=path.stat().st_size, data=form)
+            async with way as response:
                 status = response.status
         if status == 413:
             raise InputError(
@@ -84,7 +93,10 @@ class Uploads:
                 "larger --max-upload-size."
             )
         if status != 200:
-            raise Unreachable(self._link.url, f"it answered {status} to an upload of {path.name}")
+            told = (
+                f"it answered {status} to an upload of {path.name}; is its disk full? See its log"
+            )
+            raise Unreachable(self._link.url, told)
 
 
 def _digest_of(path: Path) -> str:

@@ -6,10 +6,15 @@ name them again. Values that go stay in memory until they are fetched.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import re
+import shutil
+import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +25,14 @@ from comfyfleet.client.codec import from_json, layouts, to_json
 from comfyfleet.client.encoding import RAW, SHUFFLED, Layout, compress
 from comfyfleet.comfy import returns, shipped
 from comfyfleet.comfy.values import pack
-from comfyfleet.errors import InputError
+from comfyfleet.errors import FleetError, InputError
 from comfyfleet.work import Packed
 
 _NAME = re.compile(r"[0-9a-f]{64}")
-#: Of all values that came; the oldest go first.
+#: Of all values that came, whole or not; the oldest go first.
 _KEPT_BYTES = 16 << 30
+#: Of the disk; ComfyUI itself must be able to save.
+_SPARE_BYTES = 1 << 30
 #: Results that nobody has fetched: their fleet may be gone. A worker runs one unit at a time.
 _KEPT_RESULTS = 4
 #: Prompts whose values are held: their fleet may be gone without a word.
@@ -38,6 +45,8 @@ class Guests:
     def __init__(self, folder: Path, kept_bytes: int = _KEPT_BYTES) -> None:
         self._folder = folder
         self._kept_bytes = kept_bytes
+        #: Pieces come in several threads.
+        self._lock = threading.Lock()
         self._results: OrderedDict[str, Packed] = OrderedDict()
         self._held: OrderedDict[str, None] = OrderedDict()
 
@@ -53,7 +62,8 @@ class Guests:
     def add(self, name: str, start: int, size: int, data: bytes) -> int:
         """Bytes of a value from ``start`` on; how many of it are here now. Slow.
 
-        Raises InputError if they are not the next ones, or if the whole is not what its name says.
+        Raises InputError if they are not the next ones, or if the whole is not what its name says;
+        FleetError if the disk is full.
         """
         here = self.blob_start(name, size)
         if start != here or start + len(data) > size or size > self._kept_bytes:
@@ -61,10 +71,16 @@ class Guests:
                 f"bytes {start} to {start + len(data)} of {size} came where {here} are here; "
                 "go on there."
             )
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = self._part(name)
-        with part.open("ab") as file:
-            file.write(data)
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_room(len(data), part)
+            with part.open("ab") as file:
+                file.write(data)
+        except OSError as error:
+            raise FleetError(
+                f"values cannot be kept in {self._folder}: {error.strerror}. Free disk space there."
+            ) from None
         if here + len(data) == size:
             self._complete(name, part)
         return here + len(data)
@@ -91,7 +107,9 @@ class Guests:
             return {"skeleton": None, "sizes": []}
         return {"skeleton": to_json(packed), "sizes": [len(each) for each in packed.buffers]}
 
-    def piece(self, prompt_id: str, buffer: int, start: int, stop: int, encoding: str) -> bytes:
+    def piece(
+        self, prompt_id: str, buffer: int, start: int, stop: int, encoding: str
+    ) -> memoryview:
         """Bytes of a result. Slow. Raises InputError if there are none such."""
         packed = self._results.get(prompt_id)
         if packed is None or not 0 <= buffer < len(packed.buffers):
@@ -102,10 +120,11 @@ class Guests:
                 f"bytes {start} to {stop}: give at most {PIECE_BYTES} of {len(whole)}."
             )
         if encoding == RAW:
-            return bytes(memoryview(whole)[start:stop])
+            return memoryview(whole)[start:stop]
         if encoding != SHUFFLED:
             raise InputError(f"encoding {encoding!r}: choose {RAW} or {SHUFFLED}.")
-        return compress(whole[start:stop], dict(layouts(packed.skeleton)).get(buffer, Layout()))
+        layout = dict(layouts(packed.skeleton)).get(buffer, Layout())
+        return memoryview(compress(whole[start:stop], layout))
 
     def forget(self, prompt_id: str) -> None:
         """Let go of a prompt's values, both ways."""
@@ -125,17 +144,32 @@ class Guests:
         if digest.hexdigest() != name:
             part.unlink()
             raise InputError(f"value {name[:12]} arrived damaged; send it again.")
-        self._make_room(part.stat().st_size)
         part.rename(self._whole(name))
 
-    def _make_room(self, size: int) -> None:
-        kept = sorted(self._folder.glob("*.blob"), key=lambda path: path.stat().st_mtime)
-        total = size + sum(path.stat().st_size for path in kept)
-        for path in kept:
-            if total <= self._kept_bytes:
-                return
-            total -= path.stat().st_size
-            path.unlink()
+    def _make_room(self, size: int, wanted: Path) -> None:
+        """Let go of what was used longest ago, whole or not, but for what is wanted.
+
+        Raises OSError if the disk would be full then.
+        """
+        with self._lock:
+            kept = sorted(self._files(), key=lambda each: each[0])
+            total = size + sum(bytes_ for _, bytes_, _ in kept)
+            free = shutil.disk_usage(self._folder).free - _SPARE_BYTES
+            for _, bytes_, path in kept:
+                if total <= self._kept_bytes and size <= free:
+                    return
+                if path != wanted:
+                    path.unlink(missing_ok=True)
+                    total, free = total - bytes_, free + bytes_
+        if size > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _files(self) -> Iterator[tuple[int, int, Path]]:
+        """When each was used last, and its size; those that just go are left out."""
+        for path in self._folder.iterdir():
+            with suppress(FileNotFoundError):
+                state = path.stat()
+                yield state.st_mtime_ns, state.st_size, path
 
     def _packed(self, described: Any) -> Packed:
         if not isinstance(described, dict) or not isinstance(described.get("buffers"), list):

@@ -15,6 +15,7 @@ from typing import Any
 import folder_paths
 
 from comfyfleet.client.comfyui import ComfyClient, Message, OnProgress
+from comfyfleet.errors import ComfyFleetError
 from comfyfleet.work import HISTORY, Mirrored, Prompt, SavedFile, Told
 
 #: Bytes of told files that a worker keeps; of older ones only the names, which are never reused.
@@ -30,6 +31,8 @@ class Shelf:
         self._kept_bytes = kept_bytes
         #: Path -> time of change and size when it was told, in that order.
         self._told: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        #: What was named as saved, and never was there: its disk may be full, or gone.
+        self.missing: list[str] = []
 
     def named(self, ui: Mapping[str, Any]) -> tuple[SavedFile, ...]:
         """The files that a node's output names, each once."""
@@ -60,9 +63,12 @@ class Shelf:
 
     def _tell(self, kind: str, subfolder: str, name: str) -> SavedFile | None:
         path = Path(folder_paths.get_directory_by_type(kind)) / subfolder / name
+        known = self._told.get(str(path))
         if not path.is_file():
+            if known is None and kind == "output":
+                self.missing.append(name)
             return None
-        stamp, known = _stamp(path), self._told.get(str(path))
+        stamp = _stamp(path)
         self._told[str(path)] = stamp
         # Told again with its bytes: whether it has come home, only the master knows.
         data = None if stamp == known and not stamp[1] else path.read_bytes()
@@ -79,7 +85,11 @@ class MirrorRunner:
     async def run(
         self, prompt: Prompt, asked: Mirrored, on_progress: OnProgress, tell: Tell
     ) -> None:
-        """Run the prompt to its end, whatever that is; see ComfyClient.run for what it raises."""
+        """Run the prompt to its end, whatever that is; see ComfyClient.run for what it raises.
+
+        Raises ComfyFleetError too if a file that was saved is not there.
+        """
+        self._shelf.missing.clear()
 
         def on_message(message: Message) -> None:
             event, data = message
@@ -95,6 +105,9 @@ class MirrorRunner:
             if entry is not None:
                 tell(Told(HISTORY, _plain(entry), self._shelf.unnamed()))
             self._shelf.tidy()
+        if self._shelf.missing:
+            names = ", ".join(self._shelf.missing)
+            raise ComfyFleetError(f"{names} was saved, and is not in this worker's output folder.")
 
 
 def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Places:
         assert file.data is not None
         base = Path(folder_paths.get_directory_by_type(file.kind))
         folder = (base / file.subfolder).resolve()
-        if not folder.is_relative_to(base.resolve()) or Path(file.name).name != file.name:
+        if not folder.is_relative_to(base.resolve()) or not _is_name(file.name):
             raise ValueError(f"{file.subfolder}/{file.name} lies outside of {base}.")
         if at is not None:  # its name may hold another time than this attempt's
             before = _path(at)
@@ -80,6 +80,10 @@ class Places:
             return at
         folder.mkdir(parents=True, exist_ok=True)
         named = _NUMBERED.fullmatch(file.name)
+        if named is None and file.foreign and os.path.lexists(folder / file.name):
+            # A node of ours that saves twice replaces its file; others begin to count.
+            path = Path(file.name)
+            named = _NUMBERED.fullmatch(f"{path.stem}_00001_{path.suffix}")
         if named is None:
             note(file.key)
             _write(folder / file.name, file.data)
@@ -125,6 +129,11 @@ class Places:
                     yield
                     return
             pause.wait(_LOOK_S)
+
+
+def _is_name(name: str) -> bool:
+    """One name, and none of a folder."""
+    return name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(name)
 
 
 def _path(entry: Entry) -> Path:

@@ -12,7 +12,7 @@ from comfyfleet.config.editing import (
 from comfyfleet.config.peer import Import, import_file
 from comfyfleet.config.places import WORKER_MARK, demo_dir, find_comfyui, is_worker, pack_dir
 from comfyfleet.config.remotes import Remote
-from comfyfleet.config.schema import WorkerEntry
+from comfyfleet.config.schema import TAKEN, LauncherEntry, WorkerEntry, worker_entry
 from comfyfleet.config.settings import (
     ACCEPT_MODELS,
     BRANCHES,
@@ -41,10 +41,12 @@ __all__ = [
     "SETTINGS",
     "SHARE",
     "STAGGER",
+    "TAKEN",
     "WORKERS",
     "WORKER_MARK",
     "Config",
     "Import",
+    "LauncherEntry",
     "Remote",
     "Setting",
     "WorkerEntry",
@@ -61,4 +63,5 @@ __all__ = [
     "setting_of",
     "text_of",
     "unset_setting",
+    "worker_entry",
 ]

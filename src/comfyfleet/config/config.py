@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from comfyfleet.config import document
 from comfyfleet.config.remotes import Remote, remote
-from comfyfleet.config.schema import Document, WorkerEntry
+from comfyfleet.config.schema import Document, LauncherEntry, WorkerEntry
 from comfyfleet.config.settings import BY_KEY, Setting
+from comfyfleet.errors import InputError
 
 T = TypeVar("T")
 
@@ -46,6 +47,14 @@ class Config:
     def workers(self) -> list[WorkerEntry]:
         """The workers on the network, as the file describes them."""
         return self.document.workers
+
+    def launcher(self, name: str) -> LauncherEntry:
+        """The launcher of that name. Raises InputError."""
+        found = {entry.name: entry for entry in self.document.launchers}
+        if name not in found:
+            known = ", ".join(found) or "none; add one below launchers:"
+            raise InputError(f"{self.path} has no launcher {name!r}; it has {known}.")
+        return found[name]
 
     def remote(self, entry: WorkerEntry) -> Remote:
         """One of ``workers`` with its token. Raises InputError."""

@@ -121,7 +121,7 @@ def _yaml() -> YAML:
 
 
 def _keys() -> str:
-    return " and ".join(Document.model_fields)
+    return ", ".join(Document.model_fields)
 
 
 def _not_yaml(path: Path, error: MarkedYAMLError) -> str:

@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     create_model,
     field_validator,
     model_validator,
@@ -65,6 +66,7 @@ def _is_odd(text: str) -> bool:
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"), AfterValidator(_is_free)]
+Variable = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
 FileName = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]+$")]
 
 
@@ -90,7 +92,7 @@ class WorkerEntry(_Room):
         "Where its ComfyUI answers: http:// or https://, without user name and password.",
     )
     enabled: bool = _field(True, "true or false", "false: it is left alone.")
-    token_env: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = _field(
+    token_env: Variable | None = _field(
         None,
         "the name of an environment variable",
         "The environment variable that holds its token.",
@@ -117,6 +119,111 @@ class WorkerEntry(_Room):
         return self
 
 
+#: What stands in braces in a launcher's words, but for JSON and a provider's own {{ }}.
+PLACEHOLDER = re.compile(r"(?<!\{)\{([\w.\[\]/-]+)\}(?!\})")
+#: Of each command: which ones it must have, and which ones it may have.
+_PLACEHOLDERS: dict[str, tuple[set[str], set[str]]] = {
+    "start": ({"name"}, {"name"}),
+    "stop": ({"id"}, {"id", "name"}),
+    "list": (set(), set()),
+}
+_SECRET_FLAG = re.compile(r"--?[a-z-]*(token|secret|password|api-?_?key)(=.*)?", re.IGNORECASE)
+
+Word = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00-\x1f]+$")]
+Words = Annotated[list[Word], Field(min_length=1, max_length=100)]
+
+
+def _command(allowed: str, help_: str) -> Any:
+    return _field(..., f"a list of words, the program first{allowed}", help_)
+
+
+class LauncherEntry(_Room):
+    """How machines of a cloud are started and stopped by its provider's command."""
+
+    name: Annotated[Name, Field(max_length=40)] = _field(
+        ...,
+        "1 to 40 letters, digits, dots, - and _, the first a letter or digit",
+        "What it is called. Its machines, and the workers on them, are called this, - and eight "
+        "digits.",
+    )
+    start: Words = _command(
+        " and {name} in one of them",
+        "The command that starts a machine, as a list of words; no shell reads it. {name} is what "
+        "the machine must be called.",
+    )
+    stop: Words = _command(
+        " and {id} in one of them",
+        "The command that ends a machine for good, so that it costs nothing. {id} is its id, "
+        "{name} its name.",
+    )
+    list: Words = _command("", "The command that prints the machines there are, as JSON.")
+    items: str = _field(
+        "",
+        "keys with dots between them",
+        "Where in that JSON the list of machines stands. Empty: the JSON is the list.",
+    )
+    id_key: str = _field("id", "keys with dots between them", "Where a machine's id stands.")
+    name_key: str = _field("name", "keys with dots between them", "Where its name stands.")
+    url: Word = _field(
+        ...,
+        "an address with {id}, {name} or {KEY} in it",
+        "Where its ComfyUI answers: an address with {id}, {name}, or any {KEY} of the machine in "
+        "that JSON, with dots between keys.",
+    )
+    token_env: Variable | None = _field(
+        None,
+        "the name of an environment variable",
+        "As for a worker; this or token_file is needed.",
+    )
+    token_file: FileName | None = _field(
+        None, "the name of a file", "As for a worker; this or token_env is needed."
+    )
+    ca: FileName | None = _field(None, "the name of a file", "As for a worker.")
+    max: Annotated[int, Field(ge=1, le=100)] = _field(
+        1, "a number from 1 to 100", "How many machines it may have at once."
+    )
+    start_timeout: Annotated[int, Field(ge=1, le=86400)] = _field(
+        600,
+        "a number of seconds from 1 to 86400",
+        "Seconds from its start until its ComfyUI must answer; else it is ended again.",
+    )
+
+    @field_validator("start", "stop", "list")
+    @classmethod
+    def _words(cls, words: Words, info: ValidationInfo) -> Words:
+        needed, allowed = _PLACEHOLDERS[str(info.field_name)]
+        found = {name for word in words for name in PLACEHOLDER.findall(word)}
+        if needed - found:
+            raise _wrong(f"lacks {{{min(needed)}}}; put it where the command expects that")
+        if found - allowed:
+            known = ", ".join(f"{{{name}}}" for name in sorted(allowed)) or "none"
+            raise _wrong(
+                f"has {{{min(found - allowed)}}}, which stands for nothing; known: {known}"
+            )
+        if any(_SECRET_FLAG.fullmatch(word) for word in words):
+            raise _wrong(
+                "holds a secret, which does not belong into this file. Log in with the provider's "
+                "own command, or set the variable of the environment that it reads"
+            )
+        return words
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, url: str) -> str:
+        if not PLACEHOLDER.match(url):
+            base_url(PLACEHOLDER.sub("1", url))
+        return url
+
+    @model_validator(mode="after")
+    def _needs_a_token(self) -> LauncherEntry:
+        if (self.token_env is None) == (self.token_file is None):
+            raise _wrong(
+                "needs a token, as its machines can be reached by everybody; give token_env or "
+                "token_file, one of them"
+            )
+        return self
+
+
 def _settings_room() -> type[_Room]:
     fields: dict[str, Any] = {
         key: (setting.kind.type | None, _field(None, setting.kind.allowed, setting.help))
@@ -138,19 +245,23 @@ class Document(_Room):
     workers: Annotated[list[WorkerEntry], BeforeValidator(lambda value: _nothing(value, []))] = (
         _field([], "a list of workers, each with name and url", "Workers on the network.")
     )
+    launchers: Annotated[
+        list[LauncherEntry], BeforeValidator(lambda value: _nothing(value, []))
+    ] = _field([], "a list of launchers", "How machines of a cloud are started and stopped.")
     settings: Annotated[
         _Settings,  # type: ignore[valid-type] # made from the table
         BeforeValidator(lambda value: _nothing(value, {})),
     ] = _field(_Settings(), "settings, each as KEY: VALUE", "The settings of the table above.")
 
-    @field_validator("workers")
+    @field_validator("workers", "launchers")
     @classmethod
-    def _names_differ(cls, workers: list[WorkerEntry]) -> list[WorkerEntry]:
-        names = [worker.name for worker in workers]
+    def _names_differ(cls, entries: list[Any], info: ValidationInfo) -> list[Any]:
+        names = [entry.name for entry in entries]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise _wrong(f"the name {twice[0]!r} stands twice; give each worker its own")
-        return workers
+            kind = str(info.field_name).removesuffix("s")
+            raise _wrong(f"the name {twice[0]!r} stands twice; give each {kind} its own")
+        return entries
 
 
 def worker_entry(given: Mapping[str, Any]) -> WorkerEntry:
@@ -185,9 +296,9 @@ def _sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
     allowed, keys = _expected(place, model)
     if kind == "missing":
         return f"is missing; give {allowed}"
-    if place and isinstance(place[-1], int):
+    if keys and isinstance(place[-1], int):
         allowed = f"a mapping with the keys {', '.join(keys)}"
-    if place and _SECRET.search(str(place[-1])):
+    if place and (_SECRET.search(str(place[-1])) or place[0] == "launchers"):
         return f"is wrong; give {allowed}"
     return f"is {_shown(error['input'])}; give {allowed}"
 

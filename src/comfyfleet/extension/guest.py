@@ -16,8 +16,8 @@ from comfyfleet.errors import InputError
 from comfyfleet.extension.access import serve
 from comfyfleet.extension.answers import Call
 
-#: What a fleet and its workers understand alike; another number is another language.
-PROTOCOL = 1
+#: What is written at once.
+_WRITE_BYTES = 256 << 10
 _guests: Guests | None = None
 
 
@@ -41,7 +41,7 @@ def guests() -> Guests:
 
 
 async def _hello(_call: Call) -> dict[str, Any]:
-    return {"comfyfleet": version("comfyfleet"), "protocol": PROTOCOL}
+    return {"comfyfleet": version("comfyfleet"), "protocol": routes.PROTOCOL}
 
 
 async def _start(call: Call) -> dict[str, Any]:
@@ -71,7 +71,13 @@ async def _forget(call: Call) -> dict[str, Any]:
     return {}
 
 
-async def _piece(call: Call) -> web.Response:
+async def _piece(call: Call) -> web.StreamResponse:
     given = (call[name] for name in ("prompt", "buffer", "start", "stop", "encoding"))
     data = await asyncio.to_thread(guests().piece, *given)
-    return web.Response(body=data, content_type="application/octet-stream")
+    response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+    response.content_length = len(data)
+    await response.prepare(call.request)
+    for start in range(0, len(data), _WRITE_BYTES):
+        # Small enough for the socket to take whole: what it does not take would be copied.
+        await response.write(data[start : start + _WRITE_BYTES])
+    return response

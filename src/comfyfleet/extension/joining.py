@@ -18,7 +18,7 @@ from aiohttp import WSMsgType, web
 
 from comfyfleet.api import routes
 from comfyfleet.client.mux import MAX_FRAME_BYTES, Mux
-from comfyfleet.config import Remote
+from comfyfleet.config import TAKEN, Remote
 from comfyfleet.errors import AccessError, InputError
 from comfyfleet.extension.access import serve
 from comfyfleet.extension.answers import Call
@@ -46,6 +46,8 @@ def install() -> None:
 async def _join(call: Call) -> web.StreamResponse:
     name: str = call["worker"]
     socket = web.WebSocketResponse(heartbeat=_HEARTBEAT_S, max_msg_size=MAX_FRAME_BYTES + 1024)
+    if TAKEN.fullmatch(name):
+        raise InputError(f"{name!r} is kept for workers of this machine; choose another --name.")
     if name in _joined or name in await asyncio.to_thread(master().fixed_names):
         raise AccessError(409, f"a worker called {name!r} is there; choose another --name.")
     if not socket.can_prepare(call.request):

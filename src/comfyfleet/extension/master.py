@@ -60,7 +60,13 @@ class Master:
         url, logs = prompts.own_url(), owner_folder() / "logs"
         folders = {name: _folder(name) for name in ("input", "output", "temp")}
         host = Host(
-            comfyui=comfyui, flags=flags, cwd=Path.cwd(), url=url, logs=logs, folders=folders
+            comfyui=comfyui,
+            flags=flags,
+            cwd=Path.cwd(),
+            url=url,
+            logs=logs,
+            folders=folders,
+            models=_model_folders(),
         )
         self._logs = logs
         #: ComfyUI's folders in which prompts name files: input, output and temp.
@@ -122,6 +128,10 @@ class Master:
     def remotes(self) -> list[Remote]:
         """The workers elsewhere. Raises InputError for a wrong setting."""
         return self._service.remotes()
+
+    def look_for_workers(self) -> None:
+        """Let a fleet that runs use the workers that were added to fleet.yaml meanwhile."""
+        self._service.look_for_remotes()
 
     def fixed_names(self) -> list[str]:
         """Names that no worker may have that dials in. Raises InputError for a wrong setting."""
@@ -283,6 +293,12 @@ class Master:
             collection = self._collections.pop(key, None)
         if collection is not None:
             collection.cancel("the prompt that asked for it has ended")
+
+
+def _model_folders() -> tuple[Path, ...]:
+    known = folder_paths.folder_names_and_paths
+    found = (path for name in known for path in folder_paths.get_folder_paths(name))
+    return tuple(map(Path, dict.fromkeys(found)))
 
 
 def _folder(name: str) -> Path:

@@ -263,9 +263,12 @@ class Mirror:
             return  # the master has it, or it was deleted
         if error is not None:
             logger.warning("prompt %s: %s", self.prompt_id, error)
-        ending = self._ending(error)
-        last = ending.status["messages"][-1]
-        if last[0] in _LAST_WORDS:
+        try:
+            ending = self._ending(error)
+        except Exception as fault:  # what a worker told; without an end ComfyUI would wait for ever
+            logger.exception("prompt %s: a worker's history makes no sense", self.prompt_id)
+            ending = self._ending_by("execution_error", _error(self.prompt_id, fault))
+        if ending.status["messages"] and (last := ending.status["messages"][-1])[0] in _LAST_WORDS:
             self._send(*last)
         self._queue.finish(self._item_id, ending)
         self._send("executing", {"node": None, "prompt_id": self.prompt_id})

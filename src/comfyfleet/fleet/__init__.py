@@ -1,7 +1,8 @@
 """The running fleet: the only place that knows Ray."""
 
 from comfyfleet.fleet.care import Care
-from comfyfleet.fleet.fleet import Fleet, new_run_id
+from comfyfleet.fleet.conduct import new_run_id
+from comfyfleet.fleet.fleet import Fleet
 from comfyfleet.fleet.run import Delivery, Run, RunEvent
 from comfyfleet.fleet.seat import MASTER, QUEUE
 from comfyfleet.fleet.service import Service

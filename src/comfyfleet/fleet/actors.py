@@ -95,7 +95,11 @@ class Actors:
         """Start one that is not here. Raises WorkerStartError if it does not come up."""
         self._handles[worker_id] = _create(self._specs[worker_id])
         info = await self._started(worker_id)
-        self._classes[worker_id] = frozenset(await self._call(worker_id, "node_classes"))
+        try:
+            self._classes[worker_id] = frozenset(await self._call(worker_id, "node_classes"))
+        except _GONE as error:
+            why = f"its process ended: {_first_line(error)}"
+            raise WorkerStartError(_why_not_started(self._specs[worker_id], why)) from None
         self.infos[worker_id] = info
 
     async def _started(self, worker_id: str) -> WorkerInfo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from comfyfleet.graph import (
 from comfyfleet.work import Prompt, Unit
 
 _MANIFEST = "manifest.json"
+#: Of folders on any system, and what no name may hold.
+_SEPARATORS = re.compile(r"[/\\:\x00-\x1f]")
 #: All units of a batch are in memory, about a kilobyte each.
 MAX_COUNT = 1_000_000
 
@@ -172,7 +175,7 @@ def _locked(folder: Path) -> FileLock:
 
 def _names(index: int, names: Sequence[str]) -> list[str]:
     """File names of one unit: flat, beginning with its number, all different."""
-    flat = [f"{index:04d}_{name.replace('/', '_')}" for name in names]
+    flat = [f"{index:04d}_{_SEPARATORS.sub('_', name)}" for name in names]
     return [
         name if name not in flat[:place] else f"{name[:4]}_{place}{name[4:]}"
         for place, name in enumerate(flat)

@@ -1,66 +1,45 @@
-"""The running fleet: Ray actors on one side, the dispatch state machine on the other.
+"""The running fleet: its start and end, who is in it, and what one may ask of it.
 
-One thread runs one asyncio loop, and everything here happens on it; the public methods hand their
-work over and wait. An attempt is a task whose end is an event for ``Dispatch``; what ``Dispatch``
-answers are instructions, carried out at once. Policy lives in ``work``, none of it here.
+One thread runs one asyncio loop, and everything of the fleet happens on it; the public methods hand
+their work over and wait.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfyfleet.config import Remote, pack_dir
-from comfyfleet.errors import FleetError, Problem, RunCancelled, RunError, RunFailed
+from comfyfleet.errors import FleetError, Problem
 from comfyfleet.fleet.care import Care
 from comfyfleet.fleet.cluster import Cluster
 from comfyfleet.fleet.cluster_session import ClusterSession
+from comfyfleet.fleet.conduct import Conductor, local_worker, new_run_id
 from comfyfleet.fleet.insight import Snapshot
 from comfyfleet.fleet.insight_memory import DeviceMemory, MemoryWatch
 from comfyfleet.fleet.ledger import Ledger
 from comfyfleet.fleet.loans import Lending, Loan
 from comfyfleet.fleet.loop import Loop
-from comfyfleet.fleet.redact import without_secrets
 from comfyfleet.fleet.registry import write_record
 from comfyfleet.fleet.remote import RemoteSpec, remote_specs
-from comfyfleet.fleet.run import Delivery, Observer, OnEnd, Run, RunEvent
-from comfyfleet.fleet.seat import MASTER, Seat
+from comfyfleet.fleet.run import Observer, OnEnd, Run
+from comfyfleet.fleet.seat import Seat
 from comfyfleet.fleet.session import Session
 from comfyfleet.fleet.spec import Host, WorkerSpec, worker_ids, worker_specs
 from comfyfleet.planner import Device
 from comfyfleet.work import (
-    CancelRun,
-    Deliver,
-    Discard,
     Dispatch,
     Event,
-    FailRun,
-    Failure,
-    FinishRun,
-    Heal,
-    Instruction,
-    Interrupt,
     Policy,
-    Progress,
     Prompt,
-    Quarantine,
     Result,
-    RunSubmitted,
-    Start,
-    Tick,
-    Told,
     Unit,
-    UnitDone,
-    UnitFailed,
-    UnitProgress,
     WorkerInfo,
     WorkerJoined,
-    WorkerLost,
 )
 from comfyfleet.work import RunCancelled as RunCancelledEvent
 
@@ -102,24 +81,22 @@ class Fleet:
         self._remotes = list(remotes)
         self._host = host
         self._dispatch = Dispatch(policy)
-        self._runs: dict[str, tuple[Run, Observer | None, OnEnd | None]] = {}
-        self._arrived: dict[tuple[str, str], Result] = {}
-        self._timer: asyncio.TimerHandle | None = None
         self._actors: Actors | None = None
         self._lending: Lending | None = None
         self._care: Care | None = None
         self._session: Session | None = None
-        self._on_worker_lost: Callable[[str], None] = lambda worker_id: None
         self._ready: Future[None] = Future()
         self._stop = asyncio.Event()
         self._loop = Loop(self._serve, self._on_fault)
-        #: For the master itself, if it shares its queue.
-        self.seat = Seat(self._dispatch, self._loop, self._handle, self._hand_in)
         #: What happened and what is: see ``fleet.ledger``.
         names = zip(worker_ids(self._devices), self._devices, strict=True)
         known = {name: device.id for name, device in names}
         known |= {each.name: each.url for each in remotes if each.enabled}
         self.ledger = Ledger(self._dispatch, known)
+        self._conductor = Conductor(self._dispatch, self.ledger, self._loop)
+        #: For the master itself, if it shares its queue.
+        conductor = self._conductor
+        self.seat = Seat(self._dispatch, self._loop, conductor.handle, conductor.hand_in)
         self._memory = MemoryWatch(self._ask_memory)
 
     def __enter__(self) -> Fleet:
@@ -214,12 +191,13 @@ class Fleet:
         if not self._loop.alive:
             raise FleetError("the fleet is not running; start it first.")
         if units:
-            self._loop.post(self._submit, run, list(units), observer, on_end, lane, priority)
+            begin = self._conductor.submit
+            self._loop.post(begin, run, list(units), observer, on_end, lane, priority)
         return run
 
     def on_worker_lost(self, listener: Callable[[str], None]) -> None:
         """Call this, on the fleet's loop, with the id of each worker whose process has ended."""
-        self._on_worker_lost = listener
+        self._conductor.on_worker_lost = listener
 
     def add(self, remote: Remote) -> None:
         """A worker elsewhere, from now on; one of its name gets the new address."""
@@ -239,15 +217,15 @@ class Fleet:
 
     def has_run(self, run_id: str) -> bool:
         """Is it a run that has not ended?"""
-        return run_id in self._runs
+        return run_id in self._conductor.runs
 
     def set_policy(self, policy: Policy) -> None:
         """Go by other numbers from now on."""
-        self._loop.post(self._set_policy, policy)
+        self._loop.post(self._conductor.set_policy, policy)
 
     def post(self, event: Event) -> None:
         """Tell dispatch of something."""
-        self._loop.post(self._handle, event)
+        self._loop.post(self._conductor.handle, event)
 
     # What a Run asks; from any thread.
 
@@ -258,13 +236,14 @@ class Fleet:
         self.post(WorkerJoined(worker_id=local_worker(run_id), only_run=run_id))
 
     def finish_local(self, unit: Unit, result: Result) -> None:
-        self._loop.post(self._hand_in, local_worker(unit.run_id), unit, result)
+        self._loop.post(self._conductor.hand_in, local_worker(unit.run_id), unit, result)
 
     # The loop.
 
     def _on_fault(self, error: Exception) -> None:
         if self._ready.done():
-            self._fail_all(FleetError(f"the fleet stopped: {type(error).__name__}: {error}"))
+            why = f"the fleet stopped: {type(error).__name__}: {error}"
+            self._conductor.fail_all(FleetError(why))
         else:
             self._ready.set_exception(error)
 
@@ -277,6 +256,7 @@ class Fleet:
 
         try:
             self._actors = Actors([*self._specs(session), *self._specs_in_cluster()])
+            self._conductor.actors = self._actors
             stopped = asyncio.ensure_future(self._stop.wait())
             started = asyncio.ensure_future(self._actors.start())
             await asyncio.wait({stopped, started}, return_when=asyncio.FIRST_COMPLETED)
@@ -286,7 +266,7 @@ class Fleet:
                 await stopped
             started.cancel()
         finally:
-            self._fail_all(FleetError("the fleet was closed"))
+            self._conductor.fail_all(FleetError("the fleet was closed"))
             session.stop()
 
     def _specs(self, session: Session) -> list[WorkerSpec | RemoteSpec]:
@@ -335,12 +315,12 @@ class Fleet:
             self.ledger.meet(infos)
             write_record(session.folder, infos, self._host.url)
 
-        self._lending = Lending(actors, self._dispatch, self._handle)
-        self._care = Care(actors, self._dispatch, self._loop, self._handle_lost, record)
+        self._lending = Lending(actors, self._dispatch, self._conductor.handle)
+        self._care = Care(actors, self._dispatch, self._loop, self._conductor.handle_lost, record)
         record()
         for worker_id in actors.infos:
             self._care.begin(worker_id)
-            self._handle(WorkerJoined(worker_id=worker_id))
+            self._conductor.handle(WorkerJoined(worker_id=worker_id))
         await self._care.seek_all()
         if self._slots is not None:
             self._loop.spawn(self._watch_cluster())
@@ -357,19 +337,6 @@ class Fleet:
             else:
                 self._care.seek(spec.id)
 
-    def _handle_lost(self, event: Event) -> None:
-        """A worker joined or was lost: its attempt is over before dispatch gives it to another."""
-        if isinstance(event, WorkerLost) and event.worker_id in self._dispatch.workers:
-            self._on_worker_lost(event.worker_id)
-            self.ledger.hear(event)  # before its attempt is told of as any other that failed
-            unit = self._dispatch.find_unit_on(event.worker_id)
-            if unit is not None:
-                lost = Failure(message=f"the worker was lost: {event.reason}")
-                self._tell(
-                    RunEvent(kind="failed", unit=unit, worker_id=event.worker_id, failure=lost)
-                )
-        self._handle(event)
-
     async def _lend(self, worker_ids: list[str], prompt_of: Callable[[str], Prompt]) -> list[Loan]:
         assert self._lending is not None
         return await self._lending.lend(worker_ids, prompt_of)
@@ -381,149 +348,3 @@ class Fleet:
     async def _check(self, prompt: Prompt) -> list[Problem]:
         assert self._actors is not None
         return await self._actors.check(prompt)
-
-    def _submit(
-        self,
-        run: Run,
-        units: list[Unit],
-        observer: Observer | None,
-        on_end: OnEnd | None,
-        lane: str,
-        priority: float,
-    ) -> None:
-        self._runs[run.id] = (run, observer, on_end)
-        event = RunSubmitted(run_id=run.id, units=tuple(units), lane=lane, priority=priority)
-        self.ledger.begin(event)
-        self._handle(event)
-
-    def _set_policy(self, policy: Policy) -> None:
-        self._obey(self._dispatch.set_policy(policy, self._loop.time()))
-
-    # Events in, instructions out.
-
-    def _handle(self, event: Event) -> None:
-        self.ledger.hear(event)
-        self._obey(self._dispatch.handle(event, self._loop.time()))
-
-    def _obey(self, instructions: Iterable[Instruction]) -> None:
-        for instruction in instructions:
-            self._carry_out(instruction)
-        self.ledger.sync()
-        if self._timer is not None:
-            self._timer.cancel()
-        deadline = self._dispatch.next_deadline()
-        self._timer = None if deadline is None else self._loop.call_at(deadline, self._tick)
-
-    def _tick(self) -> None:
-        self._handle(Tick())
-
-    def _carry_out(self, instruction: Instruction) -> None:
-        match instruction:
-            case Start():
-                self._begin(instruction)
-            case Interrupt(worker_id=worker_id, unit_id=unit_id):
-                self._interrupt(worker_id, unit_id)
-            case Deliver(unit=unit, worker_id=worker_id, seconds=seconds):
-                self._deliver(unit, worker_id, seconds)
-            case Discard(unit_id=unit_id, worker_id=worker_id):
-                self._arrived.pop((worker_id, unit_id), None)
-            case Quarantine() | Heal():
-                self.ledger.note(instruction)
-            case FinishRun(run_id=run_id):
-                self._end(run_id, None)
-            case FailRun(run_id=run_id, message=message):
-                self._end(run_id, RunFailed(message))
-            case CancelRun(run_id=run_id, reason=reason):
-                self._end(run_id, RunCancelled(reason))
-            case _:
-                raise TypeError(f"unknown instruction {instruction!r}")
-
-    def _begin(self, start: Start) -> None:
-        unit, worker_id = start.unit, start.worker_id
-        self._tell(RunEvent(kind="started", unit=unit, worker_id=worker_id))
-        if worker_id == MASTER:
-            return  # its run's observer knows what to do
-        if worker_id == local_worker(unit.run_id):
-            self._runs[unit.run_id][0].offer(unit)
-        else:
-            self._loop.spawn(self._attempt(worker_id, unit, start.free_first))
-
-    async def _attempt(self, worker_id: str, unit: Unit, free_first: bool) -> None:
-        assert self._actors is not None
-        async for event in self._actors.run(worker_id, unit, free_first=free_first):
-            if not self._has(worker_id, unit):
-                return  # the worker was lost, and this was still on its way
-            match event:
-                case Progress(fraction=fraction):
-                    self._progress(worker_id, unit, fraction)
-                case Told():
-                    self._tell(RunEvent(kind="told", unit=unit, worker_id=worker_id, told=event))
-                case Failure():
-                    self._fail(worker_id, unit, without_secrets(event, unit))
-                case Result():
-                    self._hand_in(worker_id, unit, event)
-
-    def _has(self, worker_id: str, unit: Unit) -> bool:
-        known = worker_id in self._dispatch.workers
-        return known and self._dispatch.find_unit_on(worker_id) is unit
-
-    def _progress(self, worker_id: str, unit: Unit, fraction: float) -> None:
-        self._handle(UnitProgress(worker_id=worker_id, unit_id=unit.id, fraction=fraction))
-        self._tell(RunEvent(kind="progress", unit=unit, worker_id=worker_id, fraction=fraction))
-
-    def _fail(self, worker_id: str, unit: Unit, failure: Failure) -> None:
-        self._tell(RunEvent(kind="failed", unit=unit, worker_id=worker_id, failure=failure))
-        self._handle(UnitFailed(worker_id=worker_id, unit_id=unit.id, failure=failure))
-
-    def _hand_in(self, worker_id: str, unit: Unit, result: Result) -> None:
-        self._arrived[worker_id, unit.id] = result
-        self._handle(UnitDone(worker_id=worker_id, unit_id=unit.id))
-
-    def _interrupt(self, worker_id: str, unit_id: str) -> None:
-        run_id = unit_id.rpartition(":")[0]
-        if worker_id == MASTER:
-            return  # its own ComfyUI was told by whoever cancelled
-        if worker_id != local_worker(run_id):
-            assert self._actors is not None
-            self._loop.spawn(self._actors.interrupt(worker_id, unit_id))
-        elif run_id in self._runs and self._runs[run_id][0].withdraw(unit_id):
-            failure = Failure(message="withdrawn before it began")
-            self.post(UnitFailed(worker_id=worker_id, unit_id=unit_id, failure=failure))
-
-    def _deliver(self, unit: Unit, worker_id: str, seconds: float) -> None:
-        delivery = Delivery(
-            unit=unit,
-            worker_id=worker_id,
-            seconds=seconds,
-            result=self._arrived.pop((worker_id, unit.id)),
-        )
-        self._runs[unit.run_id][0].deliver(delivery)
-        self._tell(RunEvent(kind="delivered", unit=unit, worker_id=worker_id, delivery=delivery))
-
-    def _end(self, run_id: str, error: RunError | None) -> None:
-        run, _, on_end = self._runs.pop(run_id)
-        self.ledger.end(run_id, error)
-        if self._actors is not None:
-            self._actors.forget(run_id)
-        run.finish(error)
-        if on_end is not None:
-            on_end(error)
-
-    def _fail_all(self, error: FleetError) -> None:
-        for run_id in list(self._runs):
-            self._end(run_id, RunFailed(str(error)))
-
-    def _tell(self, event: RunEvent) -> None:
-        self.ledger.take(event)
-        entry = self._runs.get(event.unit.run_id)
-        if entry is not None and entry[1] is not None:
-            entry[1](event)
-
-
-def local_worker(run_id: str) -> str:
-    """The worker id of a master's own process while it takes part in one run."""
-    return f"master:{run_id}"
-
-
-def new_run_id() -> str:
-    return uuid.uuid4().hex[:12]

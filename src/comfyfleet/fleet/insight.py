@@ -69,6 +69,8 @@ class WorkerStatus:
     device_name: str = ""
     #: The machine that process and log are of; empty: the fleet's own.
     host: str = ""
+    #: What the owner should know of a worker elsewhere: what it cannot do, what differs there.
+    note: str = ""
     pid: int | None = None
     log_file: str = ""
     memory: Memory = Memory()

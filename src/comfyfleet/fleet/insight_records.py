@@ -221,6 +221,7 @@ class WorkerRecord:
             device=self._device,
             device_name=info.device_name if info else "",
             host=info.host if info else "",
+            note=info.note if info else "",
             pid=info.pid if info and self.alive else None,
             log_file=info.log_file if info else "",
             model_key=self.model_key,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,16 +11,30 @@ from comfyfleet.work import Failure, Unit
 
 #: What a client sends along that nobody else may see has such a word in its name.
 _WORDS = ("token", "key", "secret", "password")
+_SHORTEST = 8
 
 
 def without_secrets(failure: Failure, unit: Unit) -> Failure:
     """The failure of this unit, as anybody may see it."""
     secrets = _secrets_of(unit.mirrored.extra_data) if unit.mirrored else ()
-    message, traceback = failure.message, failure.traceback
+    message = without(failure.message, secrets)
+    return replace(failure, message=message, traceback=without(failure.traceback, secrets))
+
+
+def without(text: str, secrets: Iterable[str]) -> str:
+    """The text with each of the secrets made unreadable."""
     for secret in secrets:
-        message = message.replace(secret, "(secret)")
-        traceback = traceback.replace(secret, "(secret)")
-    return replace(failure, message=message, traceback=traceback)
+        text = text.replace(secret, "(secret)")
+    return text
+
+
+def secrets_of_environment(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """What variables hold whose names say that it is a secret; short words are none."""
+    return tuple(
+        value
+        for name, value in environ.items()
+        if len(value) >= _SHORTEST and any(word in name.lower() for word in _WORDS)
+    )
 
 
 def _secrets_of(extra_data: Mapping[str, Any]) -> tuple[str, ...]:

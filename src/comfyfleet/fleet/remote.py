@@ -18,6 +18,7 @@ from pathlib import Path
 
 from comfyfleet.client.link import Endpoint, Link
 from comfyfleet.client.remote import Greeting, RemoteRunner
+from comfyfleet.client.setup import Setup, own_setup
 from comfyfleet.config import Remote
 from comfyfleet.errors import Problem, Unreachable
 from comfyfleet.fleet.attempts import UnitActor
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: A machine that restarts its network, or loads a large model in one call, is back by then.
 _PATIENCE_S = 60.0
+#: The list of nodes is some 20 MB, or two minutes over a link of 1.5 Mbit/s.
+_GREETING_S = 150.0
 #: How often the address is asked whether it is there.
 _PULSE_S = 5.0
 
@@ -41,6 +44,10 @@ class RemoteSpec:
     endpoint: Endpoint
     #: Where the files lie that prompts name: ComfyUI's input, output and temp folders.
     folders: Mapping[str, Path]
+    #: Where the owner's models lie, for their sizes.
+    models: tuple[Path, ...]
+    #: Versions and flags of the owner's ComfyUI.
+    own: Setup
     log_file: Path
 
 
@@ -51,11 +58,14 @@ def endpoint_of(remote: Remote) -> Endpoint:
 
 def remote_specs(remotes: Sequence[Remote], host: Host, logs: Path) -> list[RemoteSpec]:
     """One spec for each that is enabled; ``logs``: where logs go if the host keeps none."""
+    own = own_setup(host.comfyui, host.flags)
     return [
         RemoteSpec(
             id=each.name,
             endpoint=endpoint_of(each),
             folders=host.folders,
+            models=host.models,
+            own=own,
             log_file=log_file(host.logs or logs, each.name),
         )
         for each in remotes
@@ -86,8 +96,13 @@ class RemoteWorker(UnitActor):
 
     async def _greet(self) -> tuple[RemoteRunner, Greeting]:
         self._link = Link(self._spec.endpoint, patience_s=_PATIENCE_S)
-        runner = RemoteRunner(self._link, self._spec.folders)
-        return runner, await runner.greet()
+        spec = self._spec
+        runner = RemoteRunner(self._link, spec.folders, models=spec.models, own=spec.own)
+        try:
+            return runner, await asyncio.wait_for(runner.greet(), _GREETING_S)
+        except asyncio.TimeoutError:
+            told = f"it did not say within {_GREETING_S:.0f} s what it is; is the network slow?"
+            raise Unreachable(spec.endpoint.url, told) from None
 
     async def _feel(self) -> None:
         """End when the address has not answered for as long as the patience lasts."""
@@ -114,6 +129,7 @@ class RemoteWorker(UnitActor):
             pid=os.getpid(),
             comfyui_version=self._greeting.version,
             log_file=str(self._spec.log_file),
+            note=self._greeting.note,
         )
 
     def node_classes(self) -> list[str]:

@@ -65,6 +65,15 @@ class Service:
         if self._fleet is not None:
             self._fleet.add(remote)
 
+    def look_for_remotes(self) -> None:
+        """Add those that the owner has set since the fleet began. Raises InputError."""
+        fleet = self._fleet
+        if fleet is not None:
+            known = set(fleet.care.worker_ids)
+            for each in self.remotes():
+                if each.name not in known:
+                    fleet.add(each)
+
     def fixed_names(self) -> list[str]:
         """Of all workers that the owner has set, used or not. Raises InputError."""
         listed = [each.name for each in self._config().workers]

@@ -54,6 +54,8 @@ class Host:
     logs: Path | None = None
     #: The owner's input, output and temp folders, in which prompts name files.
     folders: Mapping[str, Path] = field(default_factory=dict)
+    #: The owner's folders of models.
+    models: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,7 @@ PAGE = "page"
 
 _VERSION = 1
 _MAX_ISSUED = 100
+_MIN_LENGTH = 32
 _LOCK_S = 10.0
 
 
@@ -98,6 +99,26 @@ class Tokens:
 
         self._change(add)
         return token
+
+    def accept(self, name: str, token: str) -> None:
+        """Let a token in that was made elsewhere, in the place of one of that name, if any.
+
+        Raises InputError for one that could be guessed.
+        """
+        if len(token) < _MIN_LENGTH:
+            raise InputError(
+                f"this token is too short: give {_MIN_LENGTH} random characters or more, such as "
+                "`openssl rand -hex 32` prints."
+            )
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        entry = Issued(name=name, sha256=_digest(token), created=created)
+
+        def put(kept: _Kept) -> _Kept:
+            others = replace(kept, issued=tuple(e for e in kept.issued if e.name != name))
+            _check_free(name, others)
+            return replace(others, issued=(*others.issued, entry))
+
+        self._change(put)
 
     def revoke(self, name: str) -> bool:
         """Take a token back; False if nobody of that name holds one."""
@@ -191,7 +212,7 @@ def _parsed(path: Path, text: str) -> _Kept:
     try:
         data: dict[str, Any] = json.loads(text)
         kept = _Kept(str(data["own"]), tuple(Issued(**each) for each in data["issued"]))
-        if data["version"] == _VERSION and len(kept.own) >= 32:
+        if data["version"] == _VERSION and len(kept.own) >= _MIN_LENGTH:
             return kept
         found = f"version {data['version']!r}"
     except (ValueError, TypeError, KeyError, RecursionError) as error:

@@ -19,7 +19,7 @@ from comfyfleet.graph.branches import (
     find_branches,
     with_branches,
 )
-from comfyfleet.graph.digest import digest, model_key, node_digests
+from comfyfleet.graph.digest import digest, model_key, node_digests, weights_of
 from comfyfleet.graph.files import (
     FileRef,
     find_files,
@@ -98,6 +98,7 @@ __all__ = [
     "vary",
     "vary_seeds",
     "varying_nodes",
+    "weights_of",
     "with_branches",
     "with_input",
     "with_literals",

@@ -55,6 +55,11 @@ def model_key(prompt: Prompt, is_loader: IsLoader | None = None) -> str:
     return _sha256(sorted(loaded)) if loaded else ""
 
 
+def weights_of(prompt: Prompt) -> list[str]:
+    """Return the names of all weights files in a prompt, with forward slashes."""
+    return sorted({name for node in prompt.values() for name in _weights(node.get("inputs", {}))})
+
+
 def loads_model(class_type: str, inputs: Mapping[str, Any]) -> bool:
     """Return whether a node loads a model, as far as its class and inputs show."""
     if any(word in class_type for word in LOADER_WORDS):

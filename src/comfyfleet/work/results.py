@@ -59,7 +59,8 @@ class SavedFile:
     """A file in a worker's own folder: ``kind`` is output or temp, as ComfyUI calls them.
 
     ``stamp`` tells one file from a later one of the same name; ``data`` is None if the worker has
-    told the file long ago and keeps only its name.
+    told the file long ago and keeps only its name. A ``foreign`` file, of a machine that is not
+    trusted, replaces none of the owner's.
     """
 
     kind: str
@@ -67,6 +68,7 @@ class SavedFile:
     name: str
     data: bytes | None = field(repr=False)
     stamp: tuple[int, int] = (0, 0)
+    foreign: bool = False
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -62,6 +62,8 @@ class WorkerInfo:
     log_file: str
     #: The machine that it runs on, and its process and log are of; empty: this one.
     host: str = ""
+    #: What its owner should know of it; nothing that keeps it from working.
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

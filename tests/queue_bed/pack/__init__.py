@@ -80,10 +80,32 @@ class Saver(nodes.SaveImage):
         return {**super().save_images(images, **options), "result": (images,)}
 
 
+class Vanisher(nodes.SaveImage):
+    """Saves, and on the workers named nothing is left of it: as if the disk had gone."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        shape = super().INPUT_TYPES()
+        return {**shape, "required": {**shape["required"], "on": ("STRING", {})}}
+
+    def save_images(self, images: torch.Tensor, on: str, **options: Any) -> dict[str, Any]:
+        found = super().save_images(images, **options)
+        if WORKER in on.split(","):
+            for each in found["ui"]["images"]:
+                (Path(self.output_dir) / each["subfolder"] / each["filename"]).unlink()
+        return found
+
+
 class OnlyHere(Gate):
     """A node that only the master has."""
 
 
-NODE_CLASS_MAPPINGS = {"TestGate": Gate, "TestFault": Fault, "TestTone": Tone, "TestSaver": Saver}
+NODE_CLASS_MAPPINGS = {
+    "TestGate": Gate,
+    "TestFault": Fault,
+    "TestTone": Tone,
+    "TestSaver": Saver,
+    "TestVanisher": Vanisher,
+}
 if not WORKER:
     NODE_CLASS_MAPPINGS["TestOnlyHere"] = OnlyHere
