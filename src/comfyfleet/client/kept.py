@@ -1,7 +1,7 @@
 """Results that are here already: what another machine has in its cache is not sent again.
 
-A ComfyUI that says that every node was cached gives the very values that it gave for an equal prompt
-before, for as long as it runs.
+A ComfyUI that says that every node was cached gives the very values that it gave for an equal
+prompt before, for as long as it runs.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from comfyfleet.client.attempt import Attempt, throttled
 from comfyfleet.client.comfyui import ComfyClient, Message
 from comfyfleet.client.guest import Guest
 from comfyfleet.client.inventory import Inventory, Need
+from comfyfleet.client.kept import CacheWatch, Kept
 from comfyfleet.client.limits import room
 from comfyfleet.client.link import Link
 from comfyfleet.client.names import key_of, translated
@@ -99,6 +100,7 @@ class RemoteRunner:
         self._attempt = Attempt(self._client)
         self._uploads = Uploads(link, folders)
         self._guest = Guest(link)
+        self._kept = Kept()
         self._has_extension = False
         self._inventory: Inventory | None = None
         self._described_at = 0.0
@@ -169,6 +171,7 @@ class RemoteRunner:
         """Run a unit to its end; raises as ComfyClient.run, and Unfit before anything begins."""
         ready = await self._prepared(prompt, values)
         stands: dict[str, str] = {}
+        bare, watch = ready, CacheWatch()
         if self._has_extension:
             ready = _with_key(ready, prompt_id)
             if values:
@@ -176,12 +179,16 @@ class RemoteRunner:
         else:
             ready, stands = with_previews(ready)
         try:
-            work = self._client.run(ready, prompt_id, throttled(on_progress))
+            work = self._client.run(ready, prompt_id, throttled(on_progress), on_message=watch)
             outputs = (await self._attempt.end_of(work, prompt_id))["outputs"]
-            returned = await self._returned(ready, prompt_id, outputs, stands)
+            returned = self._kept.find(bare, watch.cached) if self._has_extension else None
+            if returned is None:
+                returned = await self._returned(ready, prompt_id, outputs, stands)
         finally:
             if self._has_extension:
                 await self._guest.forget(prompt_id)
+        if returned is not None and self._has_extension:
+            self._kept.keep(bare, returned)
         files = await fetch_files(self._link, outputs, list(stands))
         return Result(values=returned, files=tuple(files))
 
