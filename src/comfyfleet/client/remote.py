@@ -175,6 +175,8 @@ class RemoteRunner:
             if self._has_extension:
                 await self._guest.forget(prompt_id)
         files = await fetch_files(self._link, outputs, list(stands))
+        if returned is None and not files:
+            raise Unfit(f"{self._link.url} saved nothing that could come home")
         return Result(values=returned, files=tuple(files))
 
     async def mirror(
