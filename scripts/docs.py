@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from comfyfleet.config import SETTINGS, WorkerEntry, text_of
+from pydantic import BaseModel
+
+from comfyfleet.config import SETTINGS, LauncherEntry, WorkerEntry, text_of
 
 CONFIGURATION_PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 
@@ -29,6 +31,15 @@ def settings_table() -> str:
 
 def workers_table() -> str:
     """The keys of a worker on the network as a Markdown table."""
+    return _keys_table(WorkerEntry)
+
+
+def launchers_table() -> str:
+    """The keys of a launcher as a Markdown table."""
+    return _keys_table(LauncherEntry)
+
+
+def _keys_table(entry: type[BaseModel]) -> str:
     return _table(
         ("Key", "Default", "What it is"),
         (
@@ -39,13 +50,17 @@ def workers_table() -> str:
                 ),
                 field.description or "",
             )
-            for key, field in WorkerEntry.model_fields.items()
+            for key, field in entry.model_fields.items()
         ),
     )
 
 
 #: What stands between the lines <!-- NAME --> and <!-- /NAME --> of the page.
-TABLES: dict[str, Callable[[], str]] = {"settings": settings_table, "workers": workers_table}
+TABLES: dict[str, Callable[[], str]] = {
+    "settings": settings_table,
+    "workers": workers_table,
+    "launchers": launchers_table,
+}
 
 
 def with_tables(page: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from comfyfleet.api import BASE, JSON, ROUTES, Access, Field, Route
+from comfyfleet.fleet.copies import Copy
 from comfyfleet.fleet.insight import Snapshot
 
 OPENAPI = Path(__file__).resolve().parent.parent / "docs" / "openapi.json"
@@ -64,6 +65,18 @@ _TEXT, _FLAG = {"type": "string"}, {"type": "boolean"}
 _RAW = {"type": "string", "format": "binary"}
 _SIZE = {"type": "integer", "minimum": 0}
 _SHARING = _object({"on": _FLAG, "master_computes": _FLAG, "note": _TEXT})
+_NEED = _object({"name": _TEXT, "input": _TEXT})
+_LOOK = _object(
+    {
+        "worker": _TEXT,
+        "error": _TEXT,
+        "accepts": _FLAG,
+        "missing": _list(_SIZE),
+        "differ": _list(_SIZE),
+    }
+)
+_MODEL = _object({"folder": _TEXT, "file": _TEXT, "size": _SIZE, "sha256": _TEXT})
+_PART_STATE = {"type": "string", "enum": ["open", "checking", "whole"]}
 _STATUS = _object(
     {
         "fleet": {"type": "string", "enum": ["none", "starting", "running", "ended"]},
@@ -87,6 +100,7 @@ _WORKER: Schema = {
 ANSWERS: Mapping[str, Schema] = {
     "Acted": _object({"workers": _list(_TEXT), "action": _TEXT}),
     "Cancelled": _object({"run": _TEXT, "action": {"type": "string", "const": "cancel"}}),
+    "Checked": _object({"needs": _list(_NEED), "workers": _list(_LOOK)}),
     "Code": _object({"code": _TEXT, "valid_s": {"type": "number"}}),
     "Config": _object(
         {
@@ -95,6 +109,8 @@ ANSWERS: Mapping[str, Schema] = {
             "workers": _list(_WORKER),
         }
     ),
+    "Copies": _object({"copies": _list(schema_of(Copy))}),
+    "Copy": schema_of(Copy),
     "Done": _object({}),
     "Error": _object({"error": _TEXT}),
     "Hello": _object({"comfyfleet": _TEXT, "protocol": {"type": "integer"}}),
@@ -102,6 +118,8 @@ ANSWERS: Mapping[str, Schema] = {
     "Holders": _object({"tokens": _list(_object({"name": _TEXT, "created": _TEXT}))}),
     "Log": _object({"worker": _TEXT, "file": _TEXT, "lines": _list(_TEXT)}),
     "Manifest": _object({"skeleton": {}, "sizes": _list(_SIZE)}),
+    "Models": _object({"accepts": _FLAG, "models": _list(_MODEL)}),
+    "Part": _object({"start": _SIZE, "state": _PART_STATE}),
     "Revoked": _object({"name": _TEXT, "revoked": _FLAG}),
     "Sharing": _SHARING,
     "Status": _STATUS,

@@ -38,6 +38,7 @@ VALUES = {
     "name": "nobody",
     "prompt": "none",
     "buffer": "0",
+    "copy": "0",
 }
 SHARE = f"{BASE}/share"
 SAME = {"Sec-Fetch-Site": "same-origin"}

@@ -193,6 +193,46 @@ def test_an_open_web_socket_ends_with_its_token(studio: Master) -> None:
     assert asyncio.run(listen()) in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
 
 
+def test_it_ends_at_once_also_with_open_web_sockets(studio: Master, tmp_path: Path) -> None:
+    with served(studio, tmp_path / "log") as address:
+        connection = open_socket(address, studio.token)
+        assert b" 101 " in connection.recv(4096)
+    with connection:
+        connection.settimeout(10)
+        while connection.recv(4096):
+            pass
+
+
+def open_socket(address: str, token: str) -> socket.socket:
+    host, port = address.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), 10)
+    lines = ["GET /ws HTTP/1.1", f"Host: {host}", f"Authorization: Bearer {token}"]
+    lines += ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
+    lines += ["Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="]
+    connection.sendall("\r\n".join([*lines, "", ""]).encode())
+    return connection
+
+
+def test_a_comfyui_that_has_gone_is_said(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path / TOKENS_FILE)
+    token = tokens.issue("somebody")
+
+    async def asked() -> tuple[int, str]:
+        proxy = Proxy(f"http://127.0.0.1:{free_port()}", tokens)
+        port = await proxy.start(Listening())
+        headers = {"Authorization": f"Bearer {token}"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.get(f"http://127.0.0.1:{port}/queue") as answer,
+        ):
+            found = answer.status, (await answer.json())["error"]
+        await proxy.close()
+        return found
+
+    status, said = asyncio.run(asked())
+    assert status == 502 and "ComfyUI does not answer" in said
+
+
 def test_guessing_is_slowed_down_and_holders_are_not(studio: Master, tmp_path: Path) -> None:
     with served(studio, tmp_path / "log") as address:
         codes = [ask(address, "/queue", f"guess-{i}")[0] for i in range(25)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,11 @@ def test_two_of_one_name(tmp_path: Path) -> None:
     path = written(tmp_path / "fleet.yaml", launcher(tmp_path), launcher(tmp_path))
     with pytest.raises(InputError, match="stands twice; give each launcher its own"):
         load(path)
+
+
+def test_the_documented_example_is_right(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cloud.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "fleet.yaml").write_text(example)
+    found = load(tmp_path / "fleet.yaml").launcher("runpod")
+    assert found.start[3:5] == ["--name", "{name}"] and found.stop[-1] == "{id}"

@@ -23,6 +23,7 @@ VALUES: dict[str, tuple[str, Any, str, Any, str]] = {
     "hosts": ("[a.example, b]", "a.example,b", " c.example ", "c.example", "https://a.example"),
     "cluster": ("head.lan", "head.lan", " 10.0.0.1:7000 ", "10.0.0.1:7000", "ray://head:10001"),
     "insecure_cluster": ("true", True, "1", True, "yes please"),
+    "accept_models": ("true", True, "1", True, "safetensors"),
 }
 IN_FILE = [setting for setting in SETTINGS if setting.key]
 

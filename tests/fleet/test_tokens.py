@@ -145,3 +145,14 @@ def test_nothing_shows_a_token(path: Path) -> None:
     tokens = Tokens(path)
     tokens.prepare()
     assert own_token(path) not in repr(vars(tokens))
+
+
+def test_a_token_that_was_made_elsewhere(path: Path) -> None:
+    tokens, first, second = Tokens(path), "a" * 32, "b" * 32
+    for token in (first, second):  # the second stands in the place of the first
+        tokens.accept("served", token)
+    assert tokens.holder(first) is None and tokens.holder(second) == "served"
+    assert [each.name for each in tokens.issued()] == ["served"]
+    assert second not in path.read_text()
+    with pytest.raises(InputError, match="too short"):
+        tokens.accept("served", "guess")

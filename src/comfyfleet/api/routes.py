@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfyfleet.api.config import CONFIG_ROUTES
 from comfyfleet.api.fields import Field, named
 from comfyfleet.api.guest import GUEST_ROUTES
+from comfyfleet.api.models import MODEL_ROUTES
 from comfyfleet.api.route import Access, Route
 
 #: What may be done with one worker.
@@ -161,5 +162,5 @@ JOIN = Route(
 
 ROUTES = (
     SHARE, SET_SHARE, CANCEL, ACT, STATUS, LOG, METRICS, EVENTS, TOKENS, REVOKE, NEW_CODE, PAIR,
-    JOIN, *CONFIG_ROUTES, *GUEST_ROUTES,
+    JOIN, *CONFIG_ROUTES, *GUEST_ROUTES, *MODEL_ROUTES,
 )  # fmt: skip

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from comfyfleet.cli import cloud, config
-from comfyfleet.cli.options import AsJson, ComfyUI, ConfigFile, Workers
+from comfyfleet.cli import cloud, config, models
+from comfyfleet.cli.options import AsJson, ComfyUI, ConfigFile, TokenFile, Url, Workers
 
 EPILOG = (
     "Exit codes: 0 done; 1 a run failed; 2 wrong input; 3 the fleet could not start; "
@@ -25,15 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(config.app, name="config")
 app.add_typer(cloud.app, name="cloud")
-
-Url = Annotated[
-    str | None,
-    typer.Option("--url", help="The ComfyUI to ask (default: the one here that has a fleet)."),
-]
-TokenFile = Annotated[
-    Path | None,
-    typer.Option("--token-file", help="A file with its token (default: COMFYFLEET_TOKEN)."),
-]
+app.add_typer(models.app, name="models")
 
 
 def _version(asked: bool) -> None:

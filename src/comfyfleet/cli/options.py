@@ -23,3 +23,11 @@ Workers = Annotated[
         "(default: COMFYFLEET_WORKERS, or what fleet.yaml says).",
     ),
 ]
+Url = Annotated[
+    str | None,
+    typer.Option("--url", help="The ComfyUI to ask (default: the one here that has a fleet)."),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--token-file", help="A file with its token (default: COMFYFLEET_TOKEN)."),
+]

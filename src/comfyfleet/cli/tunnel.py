@@ -14,7 +14,7 @@ from comfyfleet.fleet.tunnel import ADDRESS_S, Tunnel, find_cloudflared
 #: What is done on the other machine, for what this ComfyUI shall be to it.
 _USES = {
     "worker": "comfyfleet config add-worker NAME {address} --token-file FILE",
-    "master": "comfyfleet join {address} --token-file FILE",
+    "master": "comfyfleet join {address}",
 }
 _LOOK_S = 1.0
 
@@ -45,7 +45,7 @@ def _say_how(address: str, use: str) -> None:
     for line in (
         f"{address} leads here, for who holds a token. Ctrl-C ends it.",
         "here:                   comfyfleet pair",
-        f"on the other machine:   comfyfleet pair {address} CODE --out FILE",
+        f"on the other machine:   comfyfleet pair {address} CODE",
         f"                        {_USES[use].format(address=address)}",
     ):
         say(line)

@@ -81,11 +81,11 @@ class Guest:
         for digest, packed in values.items():
             names = [await self._put(buffer) for buffer in packed.buffers]
             described[digest] = {"skeleton": to_json(packed), "buffers": names}
-        await self._ask("PUT", f"/prompts/{prompt_id}", described)
+        await self.ask("PUT", f"/prompts/{prompt_id}", described)
 
     async def fetch(self, prompt_id: str) -> Packed | None:
         """What the prompt's return node left there; None if it left nothing."""
-        answer = await self._ask("GET", f"/prompts/{prompt_id}")
+        answer = await self.ask("GET", f"/prompts/{prompt_id}")
         if answer.get("skeleton") is None:
             return None
         sizes = _sizes_in(answer, self._link.url)
@@ -116,10 +116,10 @@ class Guest:
         data: memoryview = memoryview(buffer)  # type: ignore[arg-type]
         name = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
         path = f"/blobs/{name}?size={len(data)}"
-        there = (await self._ask("GET", path)).get("start")
+        there = (await self.ask("GET", path)).get("start")
         while isinstance(there, int) and 0 <= there < len(data):
             piece = bytes(data[there : there + PIECE_BYTES])
-            there = (await self._ask("PUT", f"{path}&start={there}", data=piece)).get("start")
+            there = (await self.ask("PUT", f"{path}&start={there}", data=piece)).get("start")
         if there != len(data):
             raise Unreachable(self._link.url, f"it has {there} of {len(data)} bytes of a value")
         return name
@@ -159,17 +159,19 @@ class Guest:
         if start != len(view):
             raise Unreachable(self._link.url, f"{start} bytes where {len(view)} were announced")
 
-    async def _ask(
+    async def ask(
         self, method: str, path: str, body: Any = None, data: bytes | None = None
     ) -> dict[str, Any]:
-        """Raises InputError with what was refused (Unfit if there is no room for it there),
+        """One call to a route of ours, again after each break for as long as the patience lasts.
+
+        Raises InputError with what was refused (Unfit if there is no room for it there),
         Unreachable if there is no answer.
         """
 
-        async def ask() -> tuple[int, Any]:
+        async def once() -> tuple[int, Any]:
             return await self._link.ask(method, BASE + path, body, data=data)
 
-        status, answer = await self._link.patiently(ask)
+        status, answer = await self._link.patiently(once)
         if not isinstance(answer, dict):
             raise Unreachable(self._link.url, f"it answered {status} and no JSON to {path}")
         if status != 200:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from comfyfleet.errors import Unreachable
@@ -11,6 +12,18 @@ from comfyfleet.work import Prompt
 
 #: More classes or choices than any installation has.
 _MAX_CLASSES = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Something that a prompt needs where it runs."""
+
+    name: str
+    #: Whose choice it is, such as "VAELoader.vae_name"; empty for a node class.
+    input: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name!r} for {self.input}" if self.input else f"node class {self.name}"
 
 
 class Inventory:
@@ -53,10 +66,14 @@ class Inventory:
 
     def lacks(self, prompt: Prompt, sent: frozenset[str] = frozenset()) -> list[str]:
         """What is missing there to run the prompt, each once; ``sent`` files need not be there."""
+        return [str(each) for each in self.missing(prompt, sent)]
+
+    def missing(self, prompt: Prompt, sent: frozenset[str] = frozenset()) -> list[Need]:
+        """The same as data."""
         missing = {node["class_type"] for node in prompt.values()} - self._classes.keys()
-        found = [f"node class {name}" for name in sorted(missing)]
+        found = [Need(name) for name in sorted(missing)]
         found += [
-            f"{value!r} for {class_type}.{name}"
+            Need(value, f"{class_type}.{name}")
             for class_type, name, value, options in self._choices(prompt)
             if value not in sent and value not in options
         ]

@@ -8,6 +8,7 @@ patience, nothing lasts for ever: neither silence nor an answer that drips.
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 import json
 import ssl
@@ -154,7 +155,9 @@ class Link:
         """Send JSON, bytes or nothing; status and JSON of the answer, None if it is no JSON."""
         sent = data if body is None else json.dumps(body).encode()
         headers = {} if body is None else {"Content-Type": "application/json"}
-        way = self.request(method, path, sends=len(sent or b""), data=sent, headers=headers)
+        # As a file: aiohttp writes large bytes in one go, and warns of it.
+        file = None if sent is None else io.BytesIO(sent)
+        way = self.request(method, path, sends=len(sent or b""), data=file, headers=headers)
         async with way as response:
             text = await self.read(response, max_bytes)
         try:

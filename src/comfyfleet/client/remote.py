@@ -19,7 +19,7 @@ from typing import Any
 from comfyfleet.client.attempt import Attempt, throttled
 from comfyfleet.client.comfyui import ComfyClient, Message
 from comfyfleet.client.guest import Guest
-from comfyfleet.client.inventory import Inventory
+from comfyfleet.client.inventory import Inventory, Need
 from comfyfleet.client.limits import room
 from comfyfleet.client.link import Link
 from comfyfleet.client.names import key_of, translated
@@ -46,6 +46,8 @@ ATTEMPT = "comfyfleet_attempt"
 OLDEST = (0, 3, 75)
 #: An owner whose clock is further off may wonder about times in logs and files.
 _MAX_CLOCK_S = 300.0
+#: A unit that lacks something lets us look again at what is there, at most this often.
+_LOOK_AGAIN_S = 2.0
 
 #: Of what a client sends with its prompt: the workflow, and how previews are made. The rest may be
 #: its login.
@@ -99,6 +101,7 @@ class RemoteRunner:
         self._guest = Guest(link)
         self._has_extension = False
         self._inventory: Inventory | None = None
+        self._described_at = 0.0
         self._models = models
         self._own = own or Setup()
         #: Bytes of its memory and its device's together; 0: not known.
@@ -125,11 +128,16 @@ class RemoteRunner:
             raise InputError(f"{url} is ComfyUI {version or 'of old'}; {oldest} is needed: update.")
         hello = await self._guest.hello()
         self._has_extension = hello is not None
-        _, described = await self._link.ask("GET", "/object_info")
-        self._inventory = Inventory(url, described)
+        await self._describe()
         self._memory = _memory_of(stats)
         differences = setup_of(system).differences(self._own)
         return _greeting(version, stats, hello, await self._clock_off_by(), differences)
+
+    async def _describe(self) -> None:
+        """Ask what can run there now."""
+        _, described = await self._link.ask("GET", "/object_info")
+        self._inventory = Inventory(self._link.url, described)
+        self._described_at = time.monotonic()
 
     async def _clock_off_by(self) -> float:
         """Seconds by which its clock is ahead of ours, as far as it says."""
@@ -223,15 +231,24 @@ class RemoteRunner:
     async def _prepared(self, prompt: Prompt, values: Mapping[str, Packed]) -> Prompt:
         """The prompt as it can run there, its files sent. Raises Unfit if it cannot."""
         bare: Prompt = prompt if self._has_extension else with_literals(prompt)
-        lacking = self._lacking(bare, values)
-        if lacking:
-            raise Unfit(f"{self._link.url} lacks {'; '.join(lacking)}")
+        await self._require(lambda: self._lacking(bare, values))
         sent, names = await self._uploads.send(bare)
-        adapted = self.inventory.adapted(sent)
-        lacking = self.inventory.lacks(_without_returns(adapted), names)
-        if lacking:
-            raise Unfit(f"{self._link.url} lacks {'; '.join(lacking)}")
-        return adapted
+        own = _without_returns(sent)
+        await self._require(lambda: self.inventory.lacks(self.inventory.adapted(own), names))
+        return self.inventory.adapted(sent)
+
+    async def _require(self, lacking: Callable[[], list[str]]) -> None:
+        """Raises Unfit with what is lacking, after another look: models are copied there."""
+        if lacking() and time.monotonic() - self._described_at > _LOOK_AGAIN_S:
+            await self._describe()
+        found = lacking()
+        if found:
+            raise Unfit(f"{self._link.url} lacks {'; '.join(found)}")
+
+    def missing(self, prompt: Prompt, sent: frozenset[str] = frozenset()) -> list[Need]:
+        """Node classes and choices that are missing there for a whole prompt, as data."""
+        plain = prompt if self._has_extension else with_literals(prompt)
+        return self.inventory.missing(self.inventory.adapted(plain), sent)
 
     def _lacking(self, prompt: Prompt, values: Mapping[str, Packed]) -> list[str]:
         """What no upload mends."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import json
+import logging
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import comfy.model_management
@@ -12,6 +14,8 @@ import nodes
 
 from comfyfleet.client.problems import problems_of
 from comfyfleet.errors import Problem
+
+logger = logging.getLogger(__name__)
 
 
 def device_name() -> str:
@@ -30,6 +34,22 @@ def device_memory() -> tuple[int, int]:
 def node_classes() -> list[str]:
     """All node classes of this ComfyUI."""
     return list(nodes.NODE_CLASS_MAPPINGS)
+
+
+def described(classes: Iterable[str]) -> dict[str, Any]:
+    """What these node classes take, as far as /object_info says it."""
+    known = nodes.NODE_CLASS_MAPPINGS
+    inputs = {name: {"input": _inputs(known[name])} for name in classes if name in known}
+    found: dict[str, Any] = json.loads(json.dumps(inputs, default=str))
+    return found
+
+
+def _inputs(node: Any) -> Any:
+    try:
+        return node.INPUT_TYPES()
+    except Exception:  # any pack's code; ComfyUI tells of the other nodes too
+        logger.exception("%s cannot say what it takes", node)
+        return {}
 
 
 async def check_prompt(prompt: Mapping[str, Mapping[str, Any]]) -> list[Problem]:

@@ -7,6 +7,7 @@ where they are, as cached nodes may name or read them again.
 from __future__ import annotations
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,8 @@ class Shelf:
         self._kept_bytes = kept_bytes
         #: Path -> time of change and size when it was told, in that order.
         self._told: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        #: What lay there before is no result of this process; its prompts told of it, or nobody.
+        self._since = time.time_ns()
         #: What was named as saved, and never was there: its disk may be full, or gone.
         self.missing: list[str] = []
 
@@ -44,11 +47,15 @@ class Shelf:
         base = Path(folder_paths.get_output_directory())
         found = []
         for path in sorted(base.rglob("*")):
-            if path.is_file() and self._told.get(str(path)) != _stamp(path):
+            if path.is_file() and self._told.get(str(path)) != _stamp(path) and self._is_new(path):
                 subfolder = path.parent.relative_to(base).as_posix()
                 file = self._tell("output", "" if subfolder == "." else subfolder, path.name)
                 found += [file] if file is not None else []
         return tuple(found)
+
+    def _is_new(self, path: Path) -> bool:
+        """Did it come, by whatever way, since this began? A copy keeps its time of change."""
+        return path.stat().st_ctime_ns >= self._since
 
     def tidy(self) -> None:
         """Empty the oldest files beyond what is kept. Their names stay taken."""

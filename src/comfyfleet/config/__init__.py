@@ -14,6 +14,7 @@ from comfyfleet.config.places import WORKER_MARK, demo_dir, find_comfyui, is_wor
 from comfyfleet.config.remotes import Remote
 from comfyfleet.config.schema import TAKEN, LauncherEntry, WorkerEntry, worker_entry
 from comfyfleet.config.settings import (
+    ACCEPT_MODELS,
     BRANCHES,
     CLUSTER,
     HOSTS,
@@ -29,6 +30,7 @@ from comfyfleet.config.settings import (
 )
 
 __all__ = [
+    "ACCEPT_MODELS",
     "BRANCHES",
     "CLUSTER",
     "FILE_NAME",

@@ -144,7 +144,7 @@ class LauncherEntry(_Room):
         ...,
         "1 to 40 letters, digits, dots, - and _, the first a letter or digit",
         "What it is called. Its machines, and the workers on them, are called this, - and eight "
-        "digits.",
+        "digits of 0-9 and a-f.",
     )
     start: Words = _command(
         " and {name} in one of them",

@@ -200,6 +200,14 @@ INSECURE_CLUSTER = Setting(
     help="true: use a cluster that asks for no token, on which everybody who reaches it can run "
     "code. false: refuse it.",
 )
+ACCEPT_MODELS = Setting(
+    key="accept_models",
+    env="COMFYFLEET_ACCEPT_MODELS",
+    kind=SWITCH,
+    default=False,
+    help="true: who holds a token may copy models into this ComfyUI's model folders (only formats "
+    "without code: .safetensors, .sft, .gguf). false: nobody may.",
+)
 SETTINGS: tuple[Setting[Any], ...] = (
     COMFYUI_PATH,
     WORKERS,
@@ -211,6 +219,7 @@ SETTINGS: tuple[Setting[Any], ...] = (
     HOSTS,
     CLUSTER,
     INSECURE_CLUSTER,
+    ACCEPT_MODELS,
 )
 #: Those that fleet.yaml may hold, by their key.
 BY_KEY = {setting.key: setting for setting in SETTINGS if setting.key}

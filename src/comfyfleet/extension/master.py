@@ -69,6 +69,8 @@ class Master:
             models=_model_folders(),
         )
         self._logs = logs
+        #: ComfyUI's folders in which prompts name files: input, output and temp.
+        self.folders = folders
         self._service = Service(host, prompts.torch_device_id, read_config)
         #: Gives files of workers their place among those of this ComfyUI.
         self.places = Places()
@@ -122,6 +124,10 @@ class Master:
     def join(self, remote: Remote) -> None:
         """A worker that dialled in."""
         self._service.join(remote)
+
+    def remotes(self) -> list[Remote]:
+        """The workers elsewhere. Raises InputError for a wrong setting."""
+        return self._service.remotes()
 
     def look_for_workers(self) -> None:
         """Let a fleet that runs use the workers that were added to fleet.yaml meanwhile."""

@@ -9,7 +9,16 @@ import server
 from aiohttp import web
 
 from comfyfleet.config import is_worker
-from comfyfleet.extension import access, configuring, guest, insight, joining, pairing, routes
+from comfyfleet.extension import (
+    access,
+    configuring,
+    guest,
+    insight,
+    joining,
+    models,
+    pairing,
+    routes,
+)
 from comfyfleet.extension.master import master
 
 _FREE = ("/free", "/api/free")
@@ -30,6 +39,7 @@ def install() -> None:
         guest.install()
         joining.install()
         configuring.install()
+        models.install()
 
 
 @web.middleware

@@ -34,6 +34,8 @@ _OF_HANDSHAKE = frozenset(
     f"sec-websocket-{name}" for name in ("key", "version", "extensions", "protocol", "accept")
 )
 _CONNECT_S = 10.0
+#: What is under way when it closes may still end; open web sockets never do.
+_CLOSE_S = 1.0
 #: How often it is looked whether the token of an open web socket is still valid.
 _CHECK_S = 5.0
 
@@ -70,7 +72,9 @@ class Proxy:
         )
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(app, auto_decompress=False, access_log=None)
+        self._runner = web.AppRunner(
+            app, auto_decompress=False, access_log=None, shutdown_timeout=_CLOSE_S
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, listening.host, listening.port, ssl_context=listening.tls)
         try:

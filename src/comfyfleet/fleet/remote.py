@@ -51,13 +51,18 @@ class RemoteSpec:
     log_file: Path
 
 
+def endpoint_of(remote: Remote) -> Endpoint:
+    """The way to it."""
+    return Endpoint(url=remote.url, token=remote.token, ca=remote.ca, socket=remote.socket)
+
+
 def remote_specs(remotes: Sequence[Remote], host: Host, logs: Path) -> list[RemoteSpec]:
     """One spec for each that is enabled; ``logs``: where logs go if the host keeps none."""
     own = own_setup(host.comfyui, host.flags)
     return [
         RemoteSpec(
             id=each.name,
-            endpoint=Endpoint(url=each.url, token=each.token, ca=each.ca, socket=each.socket),
+            endpoint=endpoint_of(each),
             folders=host.folders,
             models=host.models,
             own=own,

@@ -20,7 +20,14 @@ from comfyfleet.graph.branches import (
     with_branches,
 )
 from comfyfleet.graph.digest import digest, model_key, node_digests, weights_of
-from comfyfleet.graph.files import FileRef, find_files, looks_like_file, missing_files
+from comfyfleet.graph.files import (
+    FileRef,
+    find_files,
+    is_weights_file,
+    looks_like_file,
+    missing_files,
+    strings_in,
+)
 from comfyfleet.graph.literal import with_literals
 from comfyfleet.graph.prompt import (
     Link,
@@ -69,6 +76,7 @@ __all__ = [
     "find_seeds",
     "find_splits",
     "in_order",
+    "is_weights_file",
     "is_worth_shipping",
     "links_of",
     "looks_like_file",
@@ -84,6 +92,7 @@ __all__ = [
     "slice_bounds",
     "slices_nodes",
     "stand_in",
+    "strings_in",
     "upstream",
     "value_lines",
     "vary",

@@ -1,0 +1,167 @@
+"""Copies of models from this machine to workers elsewhere, and how far each has come.
+
+They run in a thread of their own, one at a time for each worker and each over one connection, so
+that results are not kept waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from comfyfleet.client.digests import Digests
+from comfyfleet.client.guest import Guest
+from comfyfleet.client.link import Link
+from comfyfleet.client.models import ModelFile, Sending, Tell, send_model
+from comfyfleet.config import Remote
+from comfyfleet.errors import ComfyFleetError, InputError
+from comfyfleet.fleet.remote import endpoint_of
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE_S = 60.0
+#: So many that wait or run, and as many that have ended are remembered.
+_MAX_OPEN = 200
+_MAX_ENDED = 100
+
+CopyState = Literal["waiting", "reading", "sending", "checking", "done", "failed", "cancelled"]
+ENDED: tuple[CopyState, ...] = ("done", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """How far a copy has come."""
+
+    id: str
+    worker: str
+    folder: str
+    file: str
+    #: Reading is here, for the digest; checking is there.
+    state: CopyState = "waiting"
+    bytes: int = 0
+    total: int
+    #: Bytes per second since it began to send.
+    rate: float = 0.0
+    error: str = ""
+
+
+class Copies:
+    """Thread-safe."""
+
+    def __init__(self, digests: Digests) -> None:
+        self._digests = digests
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._copies: dict[str, Copy] = {}
+        self._tasks: dict[str, Future[None]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        #: Whose turn it is, by worker.
+        self._turns: dict[str, asyncio.Lock] = {}
+
+    def begin(self, model: ModelFile, remote: Remote) -> Copy:
+        """Begin a copy, or join the one of this file to this worker. Raises InputError, OSError."""
+        with self._lock:
+            for each in self._copies.values():
+                same = (each.worker, each.folder, each.file)
+                if each.state not in ENDED and same == (remote.name, model.folder, model.name):
+                    return each
+            if sum(each.state not in ENDED for each in self._copies.values()) >= _MAX_OPEN:
+                raise InputError(f"{_MAX_OPEN} copies wait already; let some end first.")
+            copy = Copy(
+                id=str(next(self._numbers)),
+                worker=remote.name,
+                folder=model.folder,
+                file=model.name,
+                total=model.path.stat().st_size,
+            )
+            self._copies[copy.id] = copy
+            self._forget_old()
+            self._tasks[copy.id] = self._start(self._run(copy.id, model, remote))
+        return copy
+
+    def shown(self) -> list[Copy]:
+        """All that wait or run, and the last that have ended; in the order of their beginning."""
+        with self._lock:
+            return list(self._copies.values())
+
+    def cancel(self, copy_id: str) -> Copy | None:
+        """Stop a copy; None if there is none of that name. One that has ended stays as it is."""
+        self._change(copy_id, state="cancelled")
+        with self._lock:
+            found = self._copies.get(copy_id)
+            if found is not None and found.state == "cancelled":
+                self._tasks[copy_id].cancel()
+        return found
+
+    def close(self) -> None:
+        """Stop all copies; what has arrived stays there."""
+        for each in self.shown():
+            self.cancel(each.id)
+        if self._loop is not None and self._thread is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    async def _run(self, copy_id: str, model: ModelFile, remote: Remote) -> None:
+        try:
+            async with self._turns.setdefault(remote.name, asyncio.Lock()):
+                await self._copy(copy_id, model, remote)
+        except (ComfyFleetError, OSError) as error:
+            logger.warning("%s was not copied to %s: %s", model.name, remote.name, error)
+            self._change(copy_id, state="failed", error=str(error))
+        except Exception as error:
+            logger.exception("%s was not copied to %s", model.name, remote.name)
+            self._change(copy_id, state="failed", error=f"{type(error).__name__}: {error}")
+
+    async def _copy(self, copy_id: str, model: ModelFile, remote: Remote) -> None:
+        link = Link(endpoint_of(remote), patience_s=_PATIENCE_S)
+        try:
+            if await Guest(link).hello() is None:
+                raise InputError(
+                    f"worker {remote.name} has not this extension: install it there, or put "
+                    f"{model.name} into its folder {model.folder} by hand."
+                )
+            self._change(copy_id, state="reading")
+            sha256 = await asyncio.to_thread(self._digests.of, model.path)
+            await send_model(link, model, sha256, self._teller(copy_id))
+            logger.info("%s was copied to %s", model.name, remote.name)
+        finally:
+            await link.close()
+
+    def _teller(self, copy_id: str) -> Tell:
+        begun: list[tuple[float, int]] = []
+
+        def tell(state: Sending, size: int) -> None:
+            now = time.monotonic()
+            begun[:] = begun or [(now, size)]
+            seconds = now - begun[0][0]
+            rate = (size - begun[0][1]) / seconds if seconds > 0 else 0.0
+            self._change(copy_id, state=state, bytes=size, rate=max(0.0, rate))
+
+        return tell
+
+    def _change(self, copy_id: str, **changes: Any) -> None:
+        with self._lock:
+            found = self._copies.get(copy_id)
+            if found is not None and found.state not in ENDED:
+                self._copies[copy_id] = replace(found, **changes)
+
+    def _forget_old(self) -> None:
+        ended = [each.id for each in self._copies.values() if each.state in ENDED]
+        for copy_id in ended[:-_MAX_ENDED]:
+            del self._copies[copy_id], self._tasks[copy_id]
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> Future[None]:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+            self._thread.start()
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
