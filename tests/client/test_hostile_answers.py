@@ -390,6 +390,14 @@ def test_pictures_of_several_sizes_and_none_at_all() -> None:
         play(hostile, run_unit)
 
 
+def test_nothing_saved_is_no_result() -> None:
+    """It would end the whole batch of the command."""
+    hostile = Hostile()
+    hostile.output = {"images": []}
+    with pytest.raises(Unfit, match="saved nothing that could come home"):
+        play(hostile, save_unit)
+
+
 # The extension's own language.
 
 

@@ -33,7 +33,7 @@ def run(tmp_path: Path, workers: dict[str, str], prompt: Any = SAVING) -> str:
     )
     assert answer.returncode in (1, 2, 3), answer.stdout + answer.stderr
     assert "Traceback" not in answer.stderr
-    return " ".join(answer.stderr.split())
+    return " ".join((answer.stdout + answer.stderr).split())
 
 
 def test_addresses_that_are_no_worker(tmp_path: Path, nothing_left: None) -> None:
@@ -68,4 +68,5 @@ def test_a_file_that_leads_elsewhere_does_not_come_home(tmp_path: Path, nothing_
     with served(hostile) as (url,):
         said = run(tmp_path, {"box": url})
     assert "which is no name of a file" in said
+    assert "worker box: without this extension: pictures only, in 8 bits" in said
     assert not list(tmp_path.rglob("*evil*")) and not list(tmp_path.parent.glob("*evil*"))

@@ -45,6 +45,10 @@ def run_command(
                 fleet.start()
             for note in fleet.notes:
                 console.print(note)
+            for worker in fleet.workers:
+                if worker.note:
+                    told = f"worker {worker.id}: {worker.note}"
+                    console.print(told, markup=False, highlight=False)
             run_batch(fleet, batch, folder, done)
 
 

@@ -190,6 +190,8 @@ class RemoteRunner:
         if returned is not None and self._has_extension:
             self._kept.keep(bare, returned)
         files = await fetch_files(self._link, outputs, list(stands))
+        if returned is None and not files:
+            raise Unfit(f"{self._link.url} saved nothing that could come home")
         return Result(values=returned, files=tuple(files))
 
     async def mirror(
