@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from comfyfleet.api import BASE
-from comfyfleet.api.guest import PIECE_BYTES
+from comfyfleet.api.guest import PIECE_BYTES, PROTOCOL
 from comfyfleet.client.digests import Digests
 from comfyfleet.client.models import ModelFile
 from comfyfleet.comfy.intake import Incoming, Intake
@@ -51,7 +51,9 @@ class Worker:
         await runner.cleanup()
 
     async def hello(self, _request: web.Request) -> web.Response:
-        return web.json_response({}, status=200 if self.has_extension else 404)
+        if not self.has_extension:
+            raise web.HTTPNotFound
+        return web.json_response({"comfyfleet": "0.1.0", "protocol": PROTOCOL})
 
     async def part(self, request: web.Request) -> web.Response:
         data = await request.read()
