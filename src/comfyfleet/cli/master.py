@@ -89,10 +89,9 @@ class MasterClient:
 
 
 def _find_url(records: list[FleetRecord]) -> str:
-    """The one ComfyUI of this user, or else the one that has a fleet."""
-    urls = {each.url for each in read_masters()}
-    if len(urls) > 1:
-        urls &= {record.url for record in records if record.url}
+    """The ComfyUI of this user that has a fleet, or else the one that there is."""
+    urls = {record.url for record in records if record.url}
+    urls = urls or {each.url for each in read_masters()}
     if len(urls) > 1:
         raise InputError(f"several ComfyUIs run here: {', '.join(sorted(urls))}; choose by --url.")
     if urls:

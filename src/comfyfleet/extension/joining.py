@@ -48,7 +48,8 @@ async def _join(call: Call) -> web.StreamResponse:
     socket = web.WebSocketResponse(heartbeat=_HEARTBEAT_S, max_msg_size=MAX_FRAME_BYTES + 1024)
     if TAKEN.fullmatch(name):
         raise InputError(f"{name!r} is kept for workers of this machine; choose another --name.")
-    if name in _joined or name in await asyncio.to_thread(master().fixed_names):
+    fixed = await asyncio.to_thread(master().fixed_names)
+    if name in _joined or name in fixed:
         raise AccessError(409, f"a worker called {name!r} is there; choose another --name.")
     if not socket.can_prepare(call.request):
         raise InputError("this is a web socket; use `comfyfleet join URL`.")
@@ -63,13 +64,25 @@ async def _join(call: Call) -> web.StreamResponse:
 
 
 async def _serve(socket: web.WebSocketResponse, call: Call, name: str) -> None:
-    greeting = await socket.receive_json(timeout=_GREETING_S)
-    token = greeting.get("token") if isinstance(greeting, dict) else None
+    token = await _token_of(socket)
+    if token is None:
+        await socket.close(message=b"say first who you are")
+        return
     mux = Mux(socket.send_bytes)
     async with _door(mux, name) as path:
-        master().join(Remote(name=name, url=_URL, token=str(token or ""), socket=path))
+        master().join(Remote(name=name, url=_URL, token=token, socket=path))
         logger.info("worker %s has joined", name)
         await _feed(socket, mux, call)
+
+
+async def _token_of(socket: web.WebSocketResponse) -> str | None:
+    """The token for the ComfyUI that is offered, empty if it needs none; None for nonsense."""
+    try:
+        greeting = await socket.receive_json(timeout=_GREETING_S)
+    except (TypeError, ValueError, asyncio.TimeoutError):
+        return None
+    token = greeting.get("token") if isinstance(greeting, dict) else None
+    return token if isinstance(token, str) and token.isascii() and token.isprintable() else None
 
 
 async def _feed(socket: web.WebSocketResponse, mux: Mux, call: Call) -> None:
