@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 COMFYUI := .cache/ComfyUI
 
-.PHONY: help setup check test demo bench clean
+.PHONY: help setup check test slow demo bench clean
 help:  ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -26,6 +26,9 @@ check: setup  ## Format, lint, types, import directions
 
 test: setup  ## All tests, on the CPU, with a real ComfyUI and real workers
 	$(BIN)/python -m pytest
+
+slow: setup  ## The tests that take minutes: hosts in network namespaces (as root), rented machines
+	$(BIN)/python -m pytest -m slow
 
 demo: setup  ## Two workers draw 16 pictures from 4 prompts into output/demo/
 	$(BIN)/python demo/demo.py

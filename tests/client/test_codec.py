@@ -22,7 +22,12 @@ VALUES = st.recursive(
         st.lists(inner)
         | st.tuples(inner, inner)
         | st.dictionaries(st.text() | st.integers(), inner)
-        | st.builds(VideoRef, st.dictionaries(st.text(), inner))
+        | st.builds(
+            VideoRef,
+            st.fixed_dictionaries(
+                {"frame_rate": st.just("24000/1001")}, optional={"images": inner}
+            ),
+        )
     ),
     max_leaves=10,
 )

@@ -447,7 +447,6 @@ def test_a_decent_guest_is_understood() -> None:
         {"skeleton": [1], "sizes": []},
         {"skeleton": {"video": [1]}, "sizes": []},
         {"skeleton": {"array": ["|O", [1], "AAAAAAAAAAA=", False]}, "sizes": []},
-        {"skeleton": None, "sizes": []},
         [],
         "no JSON",
     ],

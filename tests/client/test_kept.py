@@ -28,12 +28,12 @@ def test_only_what_was_cached_whole_is_found() -> None:
 
 
 def test_the_oldest_go_first() -> None:
-    kept = Kept(kept_bytes=25)
+    kept = Kept(kept_bytes=10_000)
     for seed in (1, 2, 3):
         kept.keep(prompt(seed), packed(10))
     assert kept.find(prompt(1), {"1"}) is None
     assert kept.find(prompt(2), {"1"}) and kept.find(prompt(3), {"1"})
-    kept.keep(prompt(4), packed(26))
+    kept.keep(prompt(4), packed(10_001))
     assert kept.find(prompt(4), {"1"}) is None  # larger than all that may be kept
 
 

@@ -17,7 +17,7 @@ from tests.queue_bed.bed import picture
 from tests.remote_bed.bed import begin, pixels, results, returning
 from tests.support import COMFYFLEET, run_command, wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ VALUES = {
     "prompt": "none",
     "buffer": "0",
     "copy": "0",
+    "key": "stagger",
 }
 SHARE = f"{BASE}/share"
 SAME = {"Sec-Fetch-Site": "same-origin"}

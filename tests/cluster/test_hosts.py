@@ -22,6 +22,7 @@ from tests.support import wait_until
 
 pytestmark = [
     pytest.mark.cluster,
+    pytest.mark.slow,
     pytest.mark.skipif(bool(why_not()), reason=f"no hosts here: {why_not()}"),
 ]
 

@@ -170,7 +170,8 @@ def _counted(gpus: int, cpu_slots: int) -> str:
 def _kept_token(file: Path) -> str:
     """The token in the file, for its owner's eyes alone; made if there is none."""
     if file.exists():
-        file.chmod(0o600)
+        if file.stat().st_mode & 0o077:  # a secret that a container mounts is read-only
+            file.chmod(0o600)
         return read_token(file)
     token = secrets.token_hex(32)
     try:

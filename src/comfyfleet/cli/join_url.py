@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import os
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from comfyfleet.api import NAME_PATTERN
-from comfyfleet.cli.master import TOKEN, own_comfyui, read_token
+from comfyfleet.cli.master import TOKEN, is_loopback, own_comfyui, read_token
 from comfyfleet.cli.pair import own_name, paired_file
 from comfyfleet.cli.show import console
 from comfyfleet.client.dial import serve
 from comfyfleet.client.link import Endpoint, Link
 from comfyfleet.errors import InputError
-from comfyfleet.fleet.tokens import TOKENS_FILE, own_token
+from comfyfleet.fleet.proxy import Listening, Proxy
+from comfyfleet.fleet.tokens import TOKENS_FILE, Tokens, own_token
 
 
 def join_url(
@@ -35,20 +40,45 @@ def join_url(
     called = name or own_name()
     if not re.fullmatch(NAME_PATTERN, called):
         raise InputError(f"--name {called!r}: give letters, digits, dots and dashes.")
-    own_url, own_secret = _own_comfyui(url)
     there = Endpoint(url=master.rstrip("/"), token=_token_for(master, token, token_file), ca=ca)
-    own = Endpoint(url=own_url, token=own_secret)
-    asyncio.run(_serve(there, called, own))
+    if there.url.startswith("http:") and not is_loopback(there.url):
+        console.print(f"warning: {there.url} is not encrypted; use https or a tunnel")
+    asyncio.run(_serve(there, called, *own_comfyui(url)))
 
 
-async def _serve(there: Endpoint, name: str, own: Endpoint) -> None:
-    link = Link(own, patience_s=10.0)
+async def _serve(there: Endpoint, name: str, url: str, folder: Path | None) -> None:
+    link = Link(Endpoint(url=url), patience_s=10.0)
     try:
         await link.ask("GET", "/system_stats")
     finally:
         await link.close()
-    console.print(f"offering {own.url} to {there.url}; Ctrl-C ends it", soft_wrap=True)
-    await serve(there, name, own, lambda text: console.print(text, soft_wrap=True))
+    console.print(f"offering {url} to {there.url}; Ctrl-C ends it", soft_wrap=True)
+    async with _door(url, folder, there.url, name) as own:
+        await serve(there, name, own, lambda text: console.print(text, soft_wrap=True))
+
+
+@asynccontextmanager
+async def _door(url: str, folder: Path | None, there: str, name: str) -> AsyncIterator[Endpoint]:
+    """The way to our ComfyUI for the master: with a token of its own, valid for as long as this.
+
+    Who came through the line directly would be a program on this machine to ComfyUI, and the owner.
+    One without the extension has nothing that a token opens.
+    """
+    if folder is None:
+        yield Endpoint(url=url)
+        return
+    tokens, holder = Tokens(folder / TOKENS_FILE), f"join-{name}"[:64]
+    # The same each time: what the master has begun goes on when a lost line is made again.
+    secret = own_token(folder / TOKENS_FILE).encode()
+    token = hmac.new(secret, f"join {there} {name}".encode(), hashlib.sha256).hexdigest()
+    tokens.accept(holder, token)
+    proxy = Proxy(url, tokens)
+    port = await proxy.start(Listening())
+    try:
+        yield Endpoint(url=f"http://127.0.0.1:{port}", token=token)
+    finally:
+        await proxy.close()
+        tokens.revoke(holder)
 
 
 def _token_for(master: str, given: str | None, given_file: Path | None) -> str:
@@ -62,9 +92,3 @@ def _token_for(master: str, given: str | None, given_file: Path | None) -> str:
         f"no token for {master}. Run `comfyfleet pair` on its machine, then here "
         f"`comfyfleet pair {master} CODE`."
     )
-
-
-def _own_comfyui(url: str | None) -> tuple[str, str]:
-    """Address and token (empty: it has no extension) of the ComfyUI that is offered."""
-    own, folder = own_comfyui(url)
-    return own, own_token(folder / TOKENS_FILE) if folder else ""

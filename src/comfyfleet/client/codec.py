@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -86,6 +87,8 @@ def layouts(skeleton: Any) -> Iterator[tuple[int, Layout]]:
 def _encode(value: Any, depth: int) -> Any:
     if depth > _MAX_DEPTH:
         raise InputError(f"a value nested deeper than {_MAX_DEPTH} cannot travel.")
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if type(value) is list:
@@ -126,18 +129,27 @@ def _decode(data: Any, sizes: Sequence[int], depth: int) -> Any:
         case "dict":
             pairs = ([_decode(part, sizes, depth + 1) for part in pair] for pair in content)
             return {key: value for key, value in pairs}
+        case "float":
+            return float(content)
         case "bytes":
             return base64.b64decode(content, validate=True)
         case "tensor":
             return _tensor(content, sizes)
         case "video":
             components = _decode(content, sizes, depth + 1)
-            if not isinstance(components, dict):
-                raise ValueError("a video without parts")
-            return VideoRef(components)
+            return _video(components)
         case "array":
             return _array(*content)
     raise ValueError(f"unknown kind {tag!r}")
+
+
+def _video(components: Any) -> VideoRef:
+    """Raises ValueError unless it has parts, and frames per second that somebody can count."""
+    if not isinstance(components, dict):
+        raise ValueError("a video without parts")
+    if not re.fullmatch(r"\d{1,9}(/\d{1,9})?", str(components["frame_rate"])):
+        raise ValueError(f"frame rate {components['frame_rate']!r}")
+    return VideoRef(components)
 
 
 def _tensor(content: Any, sizes: Sequence[int]) -> TensorRef:

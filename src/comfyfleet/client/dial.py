@@ -26,10 +26,16 @@ async def serve(master: Endpoint, name: str, own: Endpoint, tell: Tell) -> None:
 
     Raises InputError if the master refuses.
     """
-    failures = 0
+    failures, joined = 0, False
+
+    def told(text: str) -> None:
+        nonlocal joined
+        joined = joined or text.startswith("joined")
+        tell(text)
+
     while True:
         try:
-            await _line(master, name, own, tell)
+            await _line(master, name, own, told, again=joined)
             failures = 0
             tell("the line has ended; dialling again")
         except Unreachable as error:
@@ -38,10 +44,10 @@ async def serve(master: Endpoint, name: str, own: Endpoint, tell: Tell) -> None:
         failures += 1
 
 
-async def _line(master: Endpoint, name: str, own: Endpoint, tell: Tell) -> None:
+async def _line(master: Endpoint, name: str, own: Endpoint, tell: Tell, *, again: bool) -> None:
     link = Link(master, patience_s=60.0)
     try:
-        await _require_admission(link, name)
+        await _require_admission(link, name, again=again)
         way = link.socket(PATH + quote(name), max_bytes=MAX_FRAME_BYTES + 1024)
         async with way as socket:
             await socket.send_json({"token": own.token})
@@ -51,12 +57,15 @@ async def _line(master: Endpoint, name: str, own: Endpoint, tell: Tell) -> None:
         await link.close()
 
 
-async def _require_admission(link: Link, name: str) -> None:
+async def _require_admission(link: Link, name: str, *, again: bool) -> None:
     """Ask without a web socket first: a refusal then says why. Raises InputError."""
     status, answer = await link.ask("GET", PATH + quote(name))
     said = answer.get("error", "") if isinstance(answer, dict) else ""
     if status == 400 and "web socket" in said:
         return
+    # A proxy between us, or the line before this one, which is not yet known to have ended.
+    if status >= 500 or status == 429 or (status == 409 and again):
+        raise Unreachable(link.url, said or f"it answers {status}")
     if status == 404 and not said:
         raise InputError(f"{link.url} has no ComfyFleet, or an old one; install it there.")
     raise InputError(f"{link.url} refuses: {said or status}")

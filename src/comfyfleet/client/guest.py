@@ -118,8 +118,10 @@ class Guest:
         path = f"/blobs/{name}?size={len(data)}"
         there = (await self.ask("GET", path)).get("start")
         while isinstance(there, int) and 0 <= there < len(data):
-            piece = bytes(data[there : there + PIECE_BYTES])
+            before, piece = there, bytes(data[there : there + PIECE_BYTES])
             there = (await self.ask("PUT", f"{path}&start={there}", data=piece)).get("start")
+            if isinstance(there, int) and there <= before:
+                raise Unreachable(self._link.url, f"it keeps nothing of a value: {there} bytes")
         if there != len(data):
             raise Unreachable(self._link.url, f"it has {there} of {len(data)} bytes of a value")
         return name
@@ -140,8 +142,7 @@ class Guest:
 
     async def _read(self, path: str, max_bytes: int) -> bytes:
         async with self._link.request("GET", path) as response:
-            if response.status != 200:
-                raise InputError(f"{self._link.url} answered {response.status} for a result.")
+            self._require_result(response.status)
             return await self._link.read(response, max_bytes)
 
     async def _read_raw(self, path: str, place: Bytes) -> None:
@@ -149,8 +150,7 @@ class Guest:
         view: memoryview = memoryview(place)  # type: ignore[arg-type]
         start = 0
         async with self._link.request("GET", path) as response:
-            if response.status != 200:
-                raise InputError(f"{self._link.url} answered {response.status} for a result.")
+            self._require_result(response.status)
             async for chunk in self._link.chunks(response):
                 if start + len(chunk) > len(view):
                     raise Unreachable(self._link.url, "it sent more than it announced")
@@ -158,6 +158,13 @@ class Guest:
                 start += len(chunk)
         if start != len(view):
             raise Unreachable(self._link.url, f"{start} bytes where {len(view)} were announced")
+
+    def _require_result(self, status: int) -> None:
+        """Raises Unreachable for a proxy's hiccup, InputError for a refusal."""
+        if status >= 500:
+            raise Unreachable(self._link.url, f"it answered {status} for a result")
+        if status != 200:
+            raise InputError(f"{self._link.url} answered {status} for a result.")
 
     async def ask(
         self, method: str, path: str, body: Any = None, data: bytes | None = None
@@ -169,7 +176,10 @@ class Guest:
         """
 
         async def once() -> tuple[int, Any]:
-            return await self._link.ask(method, BASE + path, body, data=data)
+            status, answer = await self._link.ask(method, BASE + path, body, data=data)
+            if status >= 500 and not isinstance(answer, dict):  # a proxy's, and no word of ours
+                raise Unreachable(self._link.url, f"it answered {status}")
+            return status, answer
 
         status, answer = await self._link.patiently(once)
         if not isinstance(answer, dict):

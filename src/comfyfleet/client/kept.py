@@ -17,6 +17,8 @@ from comfyfleet.work import Packed, Prompt
 
 #: Of all that is kept; the oldest go first.
 _KEPT_BYTES = 1 << 29
+#: A result of no tensors takes something too.
+_LEAST = 4096
 
 
 class Kept:
@@ -31,6 +33,10 @@ class Kept:
         if any(key not in cached for key, node in prompt.items() if not _returns(node)):
             return None
         return self._results.get(digest(prompt))
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._results.clear()
 
     def keep(self, prompt: Prompt, packed: Packed) -> None:
         """Keep what the prompt, as it is without the name of an attempt, has given."""
@@ -57,4 +63,4 @@ def _returns(node: Mapping[str, Any]) -> bool:
 
 
 def _size(packed: Packed) -> int:
-    return sum(len(buffer) for buffer in packed.buffers)
+    return _LEAST + sum(len(buffer) for buffer in packed.buffers)

@@ -111,7 +111,7 @@ async def fetch_files(
         data = await fetch(link, entry, left)
         left -= len(data)
         path = f"{folder}/{name}" if folder else name
-        found.append(OutputFile(node_id=node_id, name=path, data=data))
+        found.append(OutputFile(node_id=node_id, name=path, data=data, foreign=True))
     return found
 
 
@@ -144,8 +144,12 @@ async def fetch(link: Link, entry: Entry, max_bytes: int = _MAX_FILE_BYTES) -> b
 
     async def get() -> bytes:
         async with link.request("GET", f"/view?{query}") as response:
+            if response.status in (403, 404):
+                raise Unfit(f"{link.url} has its own file {name} no more ({response.status})")
             if response.status != 200:
                 raise Unreachable(link.url, f"it answered {response.status} for its own {name}")
+            if (response.content_length or 0) > max_bytes:
+                raise Unfit(f"{link.url} saved {name}, for which there is no memory here")
             data = await link.read(response, min(max_bytes, _MAX_FILE_BYTES))
         length = response.headers.get("Content-Length")
         if length is not None and length != str(len(data)):

@@ -169,6 +169,16 @@ class RemoteRunner:
         values: Mapping[str, Packed],
     ) -> Result:
         """Run a unit to its end; raises as ComfyClient.run, and Unfit before anything begins."""
+        whole = self._run(prompt, prompt_id, on_progress, values)
+        return await self._attempt.end_of(whole, prompt_id)
+
+    async def _run(
+        self,
+        prompt: Prompt,
+        prompt_id: str,
+        on_progress: OnProgress,
+        values: Mapping[str, Packed],
+    ) -> Result:
         ready = await self._prepared(prompt, values)
         stands: dict[str, str] = {}
         bare, watch = ready, CacheWatch()
@@ -180,7 +190,7 @@ class RemoteRunner:
             ready, stands = with_previews(ready)
         try:
             work = self._client.run(ready, prompt_id, throttled(on_progress), on_message=watch)
-            outputs = (await self._attempt.end_of(work, prompt_id))["outputs"]
+            outputs = (await work)["outputs"]
             returned = self._kept.find(bare, watch.cached) if self._has_extension else None
             if returned is None:
                 returned = await self._returned(ready, prompt_id, outputs, stands)
@@ -190,7 +200,8 @@ class RemoteRunner:
         if returned is not None and self._has_extension:
             self._kept.keep(bare, returned)
         files = await fetch_files(self._link, outputs, list(stands))
-        if returned is None and not files:
+        returns = any(node["class_type"] == RETURN_NODE for node in prompt.values())
+        if not returns and not files:
             raise Unfit(f"{self._link.url} saved nothing that could come home")
         return Result(values=returned, files=tuple(files))
 
@@ -198,6 +209,12 @@ class RemoteRunner:
         self, prompt: Prompt, asked: Mirrored, on_progress: OnProgress, tell: Tell
     ) -> Result:
         """Run a client's whole prompt and tell all of it; raises as ``run`` does."""
+        whole = self._mirror(prompt, asked, on_progress, tell)
+        return await self._attempt.end_of(whole, asked.prompt_id)
+
+    async def _mirror(
+        self, prompt: Prompt, asked: Mirrored, on_progress: OnProgress, tell: Tell
+    ) -> Result:
         ready = await self._prepared(prompt, {})
         lacking = [f"output node {node}" for node in asked.outputs if node not in ready]
         if lacking:
@@ -213,7 +230,7 @@ class RemoteRunner:
             on_message=lambda message: told.put_nowait(message) if _is_own(message) else None,
         )
         try:
-            await self._attempt.end_of(work, asked.prompt_id)
+            await work
         except WorkflowError as error:
             if _is_uuid(asked.prompt_id):
                 raise
@@ -226,6 +243,10 @@ class RemoteRunner:
             if entry is not None:
                 tell(Told(HISTORY, _record(entry, asked.prompt_id), ()))
         return Result(values=None)
+
+    def doubt(self) -> None:
+        """It may have been started anew: what it says to be cached may be another's."""
+        self._kept.clear()
 
     async def interrupt(self, prompt_id: str) -> None:
         """Stop the prompt."""
@@ -286,7 +307,8 @@ class RemoteRunner:
         if all(node["class_type"] != RETURN_NODE for node in prompt.values()):
             return None
         found = await self._guest.fetch(prompt_id)
-        _require_all(found, prompt, self._link.url)
+        if found is not None:  # else something upstream has blocked it
+            _require_all(found, prompt, self._link.url)
         return found
 
     async def _tell_all(self, told: asyncio.Queue[Message | None], tell: Tell) -> None:
@@ -327,11 +349,11 @@ def _without_returns(prompt: Prompt) -> Prompt:
     return {key: node for key, node in prompt.items() if node["class_type"] != RETURN_NODE}
 
 
-def _require_all(found: Packed | None, prompt: Prompt, url: str) -> None:
+def _require_all(found: Packed, prompt: Prompt, url: str) -> None:
     """Raises Unreachable unless each input of the return node came back as a list."""
     returns = (node for node in prompt.values() if node["class_type"] == RETURN_NODE)
     wanted = {name for node in returns for name in links_of(node)}
-    skeleton = found.skeleton if found is not None else None
+    skeleton = found.skeleton
     if not isinstance(skeleton, dict) or any(
         not isinstance(skeleton.get(name), list) for name in wanted
     ):

@@ -49,6 +49,8 @@ class Guests:
         self._lock = threading.Lock()
         self._results: OrderedDict[str, Packed] = OrderedDict()
         self._held: OrderedDict[str, None] = OrderedDict()
+        #: Pieces come on threads, and may come twice.
+        self._adding = threading.Lock()
 
     # Values that come.
 
@@ -62,10 +64,19 @@ class Guests:
     def add(self, name: str, start: int, size: int, data: bytes) -> int:
         """Bytes of a value from ``start`` on; how many of it are here now. Slow.
 
-        Raises InputError if they are not the next ones, or if the whole is not what its name says;
+        Raises InputError if they fit nowhere, or if the whole is not what its name says;
         FleetError if the disk is full.
         """
+        with self._adding:
+            return self._add(name, start, size, data)
+
+    def _add(self, name: str, start: int, size: int, data: bytes) -> int:
         here = self.blob_start(name, size)
+        if here > size:  # it was begun with another size
+            self._part(name).unlink()
+            here = 0
+        if start != here and here:
+            return here  # it was sent twice, as its answer did not arrive: go on there
         if start != here or start + len(data) > size or size > self._kept_bytes:
             raise InputError(
                 f"bytes {start} to {start + len(data)} of {size} came where {here} are here; "

@@ -7,10 +7,14 @@ from typing import Any
 
 from comfyfleet import config
 from comfyfleet.api import config as routes
+from comfyfleet.errors import AccessError
 from comfyfleet.extension.access import serve
 from comfyfleet.extension.answers import Call, NotFound
 from comfyfleet.extension.master import master
 from comfyfleet.extension.owner import owner_folder, read_config
+
+#: Whoever sets these chooses whose code runs here.
+_BY_COMMAND = ("cluster", "insecure_cluster", "accept_models")
 
 
 def install() -> None:
@@ -26,6 +30,8 @@ async def _show(_call: Call) -> dict[str, Any]:
 
 
 async def _set(call: Call) -> dict[str, Any]:
+    if call["key"] in _BY_COMMAND:
+        raise AccessError(403, f"{call['key']} is set by the command alone (`comfyfleet config`).")
     file, key, value = owner_folder() / config.FILE_NAME, call["key"], call["value"]
     if value is None:
         await asyncio.to_thread(config.unset_setting, file, key)

@@ -33,6 +33,11 @@ _GREETING_S = 15.0
 #: An HTTP client wants a name; nothing is looked up.
 _URL = "http://joined"
 
+#: Each is a process here, and a place in the owner's list.
+_MAX_JOINED = 32
+#: How often it is looked whether a line's token is still valid.
+_CHECK_S = 5.0
+
 #: Who has a line now.
 _joined: set[str] = set()
 _folder: tempfile.TemporaryDirectory[str] | None = None
@@ -51,6 +56,8 @@ async def _join(call: Call) -> web.StreamResponse:
     fixed = await asyncio.to_thread(master().fixed_names)
     if name in _joined or name in fixed:
         raise AccessError(409, f"a worker called {name!r} is there; choose another --name.")
+    if len(_joined) >= _MAX_JOINED:
+        raise AccessError(429, f"{_MAX_JOINED} workers have dialled in; no more are taken.")
     if not socket.can_prepare(call.request):
         raise InputError("this is a web socket; use `comfyfleet join URL`.")
     _joined.add(name)
@@ -59,6 +66,7 @@ async def _join(call: Call) -> web.StreamResponse:
         await _serve(socket, call, name)
     finally:
         _joined.discard(name)
+        master().leave(name)
         logger.info("worker %s has left", name)
     return socket
 
@@ -72,7 +80,11 @@ async def _serve(socket: web.WebSocketResponse, call: Call, name: str) -> None:
     async with _door(mux, name) as path:
         master().join(Remote(name=name, url=_URL, token=token, socket=path))
         logger.info("worker %s has joined", name)
-        await _feed(socket, mux, call)
+        watch = asyncio.ensure_future(_until_revoked(socket, call))
+        try:
+            await _feed(socket, mux, call)
+        finally:
+            watch.cancel()
 
 
 async def _token_of(socket: web.WebSocketResponse) -> str | None:
@@ -85,11 +97,17 @@ async def _token_of(socket: web.WebSocketResponse) -> str | None:
     return token if isinstance(token, str) and token.isascii() and token.isprintable() else None
 
 
+async def _until_revoked(socket: web.WebSocketResponse, call: Call) -> None:
+    while call.is_admitted():
+        await asyncio.sleep(_CHECK_S)
+    await socket.close(message=b"the token was revoked")
+
+
 async def _feed(socket: web.WebSocketResponse, mux: Mux, call: Call) -> None:
     """Take in frames for as long as the line lives, and its token."""
     with suppress(ConnectionError):
         async for message in socket:
-            if message.type is not WSMsgType.BINARY or not call.is_admitted():
+            if message.type is not WSMsgType.BINARY:
                 break
             await mux.feed(message.data)
 

@@ -129,6 +129,10 @@ class Master:
         """The workers elsewhere. Raises InputError for a wrong setting."""
         return self._service.remotes()
 
+    def leave(self, name: str) -> None:
+        """A worker that dialled in has left."""
+        self._service.leave(name)
+
     def look_for_workers(self) -> None:
         """Let a fleet that runs use the workers that were added to fleet.yaml meanwhile."""
         self._service.look_for_remotes()
@@ -148,7 +152,9 @@ class Master:
         numbers: dict[str, int] = {}
         for file in files:
             folder, _, name = file.name.rpartition("/")
-            saved = SavedFile(kind="output", subfolder=folder, name=name, data=file.data)
+            saved = SavedFile(
+                kind="output", subfolder=folder, name=name, data=file.data, foreign=file.foreign
+            )
             self.places.place(saved, numbers)
 
     def open_gang(self, request: GangRequest) -> Gang:

@@ -93,6 +93,10 @@ class Actors:
 
     async def restart(self, worker_id: str) -> None:
         """Start one that is not here. Raises WorkerStartError if it does not come up."""
+        spec = self._specs[worker_id]
+        way = spec.endpoint.socket if isinstance(spec, RemoteSpec) else None
+        if way is not None and not way.exists():
+            raise WorkerStartError(f"worker {worker_id} has left; it dials in by itself.")
         self._handles[worker_id] = _create(self._specs[worker_id])
         info = await self._started(worker_id)
         try:
@@ -115,14 +119,20 @@ class Actors:
         raise WorkerStartError(_why_not_started(self._specs[worker_id], answer.message))
 
     async def check(self, prompt: Prompt) -> list[Problem]:
-        """Ask one live worker what is wrong with a prompt."""
+        """What is wrong with a prompt, unless a live worker finds nothing wrong with it."""
+        found: list[list[Problem]] = []
         for worker_id in list(self.infos):
             try:
-                problems: list[Problem] = await self._call(worker_id, "check", "control", prompt)
+                found.append(await self._call(worker_id, "check", "control", prompt))
             except _GONE:
                 continue
-            return problems
-        raise FleetError("no worker is alive to check the workflow.")
+            if not found[-1]:
+                return []
+            if not self.is_remote(worker_id):
+                break  # all of this machine say the same
+        if not found:
+            raise FleetError("no worker is alive to check the workflow.")
+        return found[0]
 
     async def run(
         self, worker_id: str, unit: Unit, *, free_first: bool = False

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
-from comfyfleet.errors import ComfyFleetError, RunCancelled, Unfit, Unreachable
+from comfyfleet.errors import ComfyFleetError, RunCancelled, Unfit, Unreachable, WorkflowError
 from comfyfleet.work import (
     Failure,
     Happening,
@@ -55,6 +55,9 @@ class Runner(Protocol):
 
 class UnitActor:
     """Methods that Ray calls, each kind on a thread of its own; see ``fleet.actors``."""
+
+    #: Has it files, models and packs of its own? Then another may run what it refuses.
+    elsewhere = False
 
     def __init__(self, loop: asyncio.AbstractEventLoop, runner: Runner) -> None:
         self._loop = loop
@@ -119,9 +122,10 @@ class UnitActor:
 
     def interrupt(self, unit_id: str) -> None:
         """Stop this unit if it is the one that runs; ``run`` then ends with a Failure."""
-        self._unwanted.append(unit_id)
         current = self._current
-        if current is not None and current[0] == unit_id:
+        if current is None or current[0] != unit_id:
+            self._unwanted.append(unit_id)
+        else:
             self._withdrawn = True
             self._call(self._runner.interrupt(current[1]))
 
@@ -140,6 +144,8 @@ class UnitActor:
         if isinstance(error, Unreachable):
             self._close(str(error))
             return None
+        if self.elsewhere and isinstance(error, WorkflowError):
+            return Failure(message=f"its ComfyUI refuses the prompt: {error}", kind="unfit")
         return _in_words(error) if error is not None else done.result()
 
     def _close(self, why: str) -> None:

@@ -63,6 +63,8 @@ class NodeSpec:
 class NodeWorker(Worker):
     """The actor on a cluster's node."""
 
+    elsewhere = True
+
     def __init__(self, spec: NodeSpec) -> None:
         self._node = spec.node
         self._own: WorkerSpec | None = None

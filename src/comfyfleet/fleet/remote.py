@@ -76,6 +76,8 @@ def remote_specs(remotes: Sequence[Remote], host: Host, logs: Path) -> list[Remo
 class RemoteWorker(UnitActor):
     """The actor; its methods are those of ``fleet.worker.Worker``."""
 
+    elsewhere = True
+
     def __init__(self, spec: RemoteSpec) -> None:
         self._spec = spec
         self._fault = ""
@@ -112,6 +114,7 @@ class RemoteWorker(UnitActor):
                 await asyncio.wait_for(self._link.ask("GET", "/prompt"), _PATIENCE_S)
                 heard = time.monotonic()
             except (Unreachable, asyncio.TimeoutError) as error:
+                self._remote.doubt()
                 silent_s = time.monotonic() - heard
                 logger.warning("no answer for %.0f s: %s", silent_s, error)
                 if silent_s >= _PATIENCE_S:

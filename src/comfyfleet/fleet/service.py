@@ -33,6 +33,7 @@ class Service:
         self._cluster: Cluster | None = None
         #: Those that dialled in, by name.
         self._joined: dict[str, Remote] = {}
+        self._joined_ever: set[str] = set()
         self._fleet: Fleet | None = None
         self._starting: Fleet | None = None
 
@@ -62,8 +63,13 @@ class Service:
     def join(self, remote: Remote) -> None:
         """A worker that dialled in; its name is free, see ``fixed_names``."""
         self._joined[remote.name] = remote
+        self._joined_ever.add(remote.name)
         if self._fleet is not None:
             self._fleet.add(remote)
+
+    def leave(self, name: str) -> None:
+        """One that dialled in has left."""
+        self._joined.pop(name, None)
 
     def look_for_remotes(self) -> None:
         """Add those that the owner has set since the fleet began. Raises InputError."""
@@ -77,7 +83,10 @@ class Service:
     def fixed_names(self) -> list[str]:
         """Of all workers that the owner has set, used or not. Raises InputError."""
         listed = [each.name for each in self._config().workers]
-        return [*worker_ids(self.devices()), *listed, MASTER, "all"]
+        fleet = self._fleet
+        known = fleet.care.worker_ids if fleet is not None and fleet.usable else []
+        others = [name for name in known if name not in self._joined_ever]
+        return [*worker_ids(self.devices()), *listed, *others, MASTER, "all"]
 
     @property
     def has_workers(self) -> bool:
@@ -112,6 +121,7 @@ class Service:
                     self._starting = None
                 atexit.register(fleet.close)
                 self._fleet = fleet
+                self.look_for_remotes()  # who has joined while it started
             return self._fleet
 
     @property

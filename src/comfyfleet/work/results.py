@@ -37,6 +37,8 @@ class OutputFile:
     node_id: str
     name: str
     data: bytes = field(repr=False)
+    #: From a machine that is not ours: it replaces no file that is there.
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
