@@ -24,6 +24,9 @@ from comfyfleet.fleet.journal import Journal
 
 logger = logging.getLogger(__name__)
 
+#: How often workers elsewhere are looked for, where there are no others.
+_AGAIN_S = 15.0
+
 
 class Switch:
     """Holds the shared queue of this ComfyUI. Thread-safe."""
@@ -38,6 +41,8 @@ class Switch:
         self._sharing: Sharing | None = None
         self._book = Book(None)
         self._fault = ""
+        #: Is it to be shared from the start?
+        self._wanted = False
 
     @property
     def on(self) -> bool:
@@ -71,6 +76,7 @@ class Switch:
         """``turn_on`` in a thread if the setting says so; what goes wrong is logged, and noted."""
         try:
             if read_config().value(SHARE):
+                self._wanted = True
                 threading.Thread(target=self._turn_on_or_log, daemon=True).start()
         except InputError as error:
             self._fault = str(error)
@@ -78,6 +84,7 @@ class Switch:
 
     def turn_off(self) -> None:
         """Leave the queue to the master; what workers have in hand is finished."""
+        self._wanted = False
         with self._lock:
             self._stop(forget=True)
 
@@ -89,10 +96,16 @@ class Switch:
         return self._queue.interrupt_elsewhere(prompt_id)
 
     def _turn_on_or_log(self) -> None:
-        try:
-            self.turn_on()
-        except ComfyFleetError as error:
-            logger.error("the queue is not shared: %s", error)
+        """Again and again where nobody is there yet who is started elsewhere, perhaps later."""
+        pause = threading.Event()
+        while self._wanted and not self.on:
+            try:
+                self.turn_on()
+            except ComfyFleetError as error:
+                logger.error("the queue is not shared: %s", error)
+                if isinstance(error, InputError) or self._service.devices():
+                    return
+            pause.wait(_AGAIN_S)
 
     def _turn_on(self, master_computes: bool | None) -> None:
         if not self._service.has_workers:
