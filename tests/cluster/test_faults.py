@@ -71,6 +71,7 @@ def test_a_run_survives_the_death_of_a_worker(
     assert saved(tmp_path / "out") == undisturbed
 
 
+@pytest.mark.slow
 def test_a_run_survives_the_death_of_all_its_workers(
     tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_run_survives_the_death_of_all_its_workers(
     assert saved(tmp_path / "out") == undisturbed
 
 
+@pytest.mark.slow
 def test_a_run_that_kills_its_workers_is_a_clear_failure(
     tmp_path: Path, nothing_left: None
 ) -> None:
