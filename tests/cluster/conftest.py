@@ -11,6 +11,7 @@ from comfyfleet.fleet import Fleet, Host
 from comfyfleet.planner import cpu_device
 from tests.parallel_bed.bed import Bed
 from tests.parallel_bed.checkpoints import write_models
+from tests.remote_bed.bed import comfyuis_elsewhere
 from tests.support import Master
 
 
@@ -48,3 +49,17 @@ def bed(
     running = Bed(comfyui, tmp_path_factory.mktemp("bed"), models, workers="cpu,cpu")
     yield running
     running.close()
+
+
+@pytest.fixture(scope="module")
+def elsewhere(
+    comfyui: Path, tmp_path_factory: pytest.TempPathFactory, nothing_left: None
+) -> Iterator[dict[str, Master]]:
+    with comfyuis_elsewhere(comfyui, tmp_path_factory.mktemp("elsewhere")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The owner's folders, in which prompts name files."""
+    return {name: tmp_path_factory.mktemp(name) for name in ("input", "output", "temp")}

@@ -20,7 +20,6 @@ from tests.remote_bed.bed import (
     Prompt,
     Watched,
     begin,
-    comfyuis_elsewhere,
     line_to,
     pixels,
     remote,
@@ -30,20 +29,6 @@ from tests.remote_bed.bed import (
 from tests.support import Master
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def elsewhere(
-    comfyui: Path, tmp_path_factory: pytest.TempPathFactory, nothing_left: None
-) -> Iterator[dict[str, Master]]:
-    with comfyuis_elsewhere(comfyui, tmp_path_factory.mktemp("elsewhere")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The owner's folders, in which prompts name files."""
-    return {name: tmp_path_factory.mktemp(name) for name in ("input", "output", "temp")}
 
 
 @pytest.fixture(scope="module", params=["local", "plain", "extension", "joined"])

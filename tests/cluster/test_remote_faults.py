@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,24 +11,10 @@ from comfyfleet.errors import WorkerStartError
 from comfyfleet.fleet import Fleet, Host
 from tests import prompts
 from tests.queue_bed.bed import PACK, Gates
-from tests.remote_bed.bed import KINDS, Watched, begin, comfyuis_elsewhere, remote, returning
+from tests.remote_bed.bed import KINDS, Watched, begin, remote, returning
 from tests.support import Master, free_port, wait_until
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def elsewhere(
-    comfyui: Path, tmp_path_factory: pytest.TempPathFactory, nothing_left: None
-) -> Iterator[dict[str, Master]]:
-    with comfyuis_elsewhere(comfyui, tmp_path_factory.mktemp("elsewhere")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The owner's folders, in which prompts name files."""
-    return {name: tmp_path_factory.mktemp(name) for name in ("input", "output", "temp")}
 
 
 def test_other_workers_do_what_one_elsewhere_cannot(

@@ -8,7 +8,7 @@ unpickles.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from comfyfleet.client.texts import plain
@@ -31,6 +31,15 @@ _ODD = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 _MAX_PATH_BYTES = 200
 #: Devices, on Windows.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def named_files(outputs: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each file that nodes' outputs name, with the node's id."""
+    for node_id, ui in outputs.items():
+        for found in ui.values() if isinstance(ui, Mapping) else ():
+            for entry in found if isinstance(found, list) else ():
+                if named_file(entry):
+                    yield node_id, entry
 
 
 def named_file(entry: Any) -> bool:

@@ -14,7 +14,7 @@ from PIL import Image
 from comfyfleet.client.inventory import Inventory
 from comfyfleet.client.limits import room
 from comfyfleet.client.link import Link
-from comfyfleet.client.names import key_of, named_file
+from comfyfleet.client.names import key_of, named_files
 from comfyfleet.client.texts import plain
 from comfyfleet.errors import Unfit, Unreachable
 from comfyfleet.graph import links_of
@@ -22,6 +22,8 @@ from comfyfleet.work import OutputFile, Packed, Prompt, TensorRef
 
 #: The internal node at the end of a unit's graph; see ``extension.nodes.internal``.
 RETURN_NODE = "FleetReturn"
+#: Its input that names the attempt; no pack's own node has one of this name.
+ATTEMPT = "comfyfleet_attempt"
 #: An hour of video is below that.
 _MAX_FILE_BYTES = 8 << 30
 #: More than a node saves.
@@ -119,19 +121,10 @@ def entries(
     outputs: Mapping[str, Any], only: Sequence[str] | None = None
 ) -> Iterator[tuple[str, Entry]]:
     """Each file that a node's output names, with the node's id. Raises Unfit for too many."""
-    found = list(_entries(outputs, only))
+    found = [each for each in named_files(outputs) if only is None or each[0] in only]
     if len(found) > _MAX_FILES:
         raise Unfit(f"it names {len(found)} files; {_MAX_FILES} come home at once")
     yield from found
-
-
-def _entries(outputs: Mapping[str, Any], only: Sequence[str] | None) -> Iterator[tuple[str, Entry]]:
-    for node_id, ui in outputs.items():
-        if (only is None or node_id in only) and isinstance(ui, Mapping):
-            for found in ui.values():
-                for entry in found if isinstance(found, list) else ():
-                    if named_file(entry):
-                        yield node_id, entry
 
 
 async def fetch(link: Link, entry: Entry, max_bytes: int = _MAX_FILE_BYTES) -> bytes:

@@ -11,13 +11,20 @@ import hashlib
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from comfyfleet.client.attempt import Attempt, throttled
 from comfyfleet.client.comfyui import ComfyClient, Message
+from comfyfleet.client.greeting import (
+    Greeting,
+    ask_stats,
+    clock_off_by,
+    first_device,
+    greeting,
+    memory_of,
+)
 from comfyfleet.client.guest import Guest
 from comfyfleet.client.inventory import Inventory, Need
 from comfyfleet.client.kept import CacheWatch, Kept
@@ -25,6 +32,7 @@ from comfyfleet.client.limits import room
 from comfyfleet.client.link import Link
 from comfyfleet.client.names import key_of, translated
 from comfyfleet.client.pictures import (
+    ATTEMPT,
     RETURN_NODE,
     entries,
     fetch,
@@ -34,19 +42,13 @@ from comfyfleet.client.pictures import (
     with_previews,
 )
 from comfyfleet.client.setup import Setup, setup_of
-from comfyfleet.client.texts import plain, size
+from comfyfleet.client.texts import size
 from comfyfleet.client.uploads import Uploads
 from comfyfleet.client.weights import weights_bytes
-from comfyfleet.errors import InputError, Unfit, Unreachable, WorkflowError
+from comfyfleet.errors import Unfit, Unreachable, WorkflowError
 from comfyfleet.graph import links_of, with_input, with_literals
 from comfyfleet.work import HISTORY, Mirrored, Packed, Prompt, Result, SavedFile, Told
 
-#: The input of a return node that names the attempt.
-ATTEMPT = "comfyfleet_attempt"
-#: The oldest ComfyUI whose routes do what is asked of them here.
-OLDEST = (0, 3, 75)
-#: An owner whose clock is further off may wonder about times in logs and files.
-_MAX_CLOCK_S = 300.0
 #: A unit that lacks something lets us look again at what is there, at most this often.
 _LOOK_AGAIN_S = 2.0
 
@@ -66,18 +68,6 @@ _FILE_BYTES = 4096
 
 Tell = Callable[[Told], None]
 OnProgress = Callable[[float], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Greeting:
-    """What a ComfyUI says of itself."""
-
-    version: str
-    device: str
-    device_name: str
-    has_extension: bool
-    #: What its owner should know; nothing that forbids to use it.
-    note: str
 
 
 class RemoteRunner:
@@ -117,38 +107,19 @@ class RemoteRunner:
 
     async def greet(self) -> Greeting:
         """See who is there. Raises Unreachable, or InputError if it does not let us in."""
-        url = self._link.url
-        status, stats = await self._link.ask("GET", "/system_stats")
-        if status in (401, 403):
-            raise InputError(f"{url} does not let us in ({status}); give its token.")
-        system = stats.get("system") if isinstance(stats, dict) else None
-        if status != 200 or not isinstance(system, dict):
-            raise Unreachable(url, f"it answers ({status}), but not as a ComfyUI does")
-        version = plain(system.get("comfyui_version"), 30)
-        if _number(version) < OLDEST:
-            oldest = ".".join(map(str, OLDEST))
-            raise InputError(f"{url} is ComfyUI {version or 'of old'}; {oldest} is needed: update.")
+        stats = await ask_stats(self._link)
         hello = await self._guest.hello()
         self._has_extension = hello is not None
         await self._describe()
-        self._memory = _memory_of(stats)
-        differences = setup_of(system).differences(self._own)
-        return _greeting(version, stats, hello, await self._clock_off_by(), differences)
+        self._memory = memory_of(stats)
+        differences = setup_of(stats["system"]).differences(self._own)
+        return greeting(stats, hello, await clock_off_by(self._link), differences)
 
     async def _describe(self) -> None:
         """Ask what can run there now."""
         _, described = await self._link.ask("GET", "/object_info")
         self._inventory = Inventory(self._link.url, described)
         self._described_at = time.monotonic()
-
-    async def _clock_off_by(self) -> float:
-        """Seconds by which its clock is ahead of ours, as far as it says."""
-        async with self._link.request("HEAD", "/system_stats") as response:
-            date = response.headers.get("Date", "")
-        try:
-            return parsedate_to_datetime(date).timestamp() - time.time()
-        except (ValueError, TypeError, OverflowError):
-            return 0.0
 
     def lacks(self, prompt: Prompt) -> list[str]:
         """What is missing there to run a prompt, as far as is known without sending its files."""
@@ -158,7 +129,7 @@ class RemoteRunner:
     async def memory(self) -> tuple[int, int]:
         """Free and total bytes of its device. Raises Unreachable if it does not answer."""
         _, stats = await self._link.ask("GET", "/system_stats")
-        device = _first_device(stats)
+        device = first_device(stats)
         return size(device.get("vram_free")), size(device.get("vram_total"))
 
     async def run(
@@ -388,45 +359,3 @@ def _record(entry: Mapping[str, Any], prompt_id: str) -> dict[str, Any]:
         "meta": meta if isinstance(meta, dict) else {},
         "status": {**told, "messages": messages},
     }
-
-
-def _memory_of(stats: Any) -> int:
-    """Bytes of its memory, and of its device's where that has some of its own."""
-    device = _first_device(stats)
-    shared = device.get("type") in ("cpu", "mps")
-    return size(stats["system"].get("ram_total")) + (
-        0 if shared else size(device.get("vram_total"))
-    )
-
-
-def _greeting(
-    version: str,
-    stats: Any,
-    hello: Mapping[str, Any] | None,
-    off_by_s: float,
-    differences: Sequence[str],
-) -> Greeting:
-    device = _first_device(stats)
-    notes = [] if hello else ["without this extension: pictures only, in 8 bits"]
-    if abs(off_by_s) > _MAX_CLOCK_S:
-        notes.append(f"its clock is off by {off_by_s:.0f} s; set it, for certificates and logs")
-    if differences:
-        notes.append(f"may make other pixels: {', '.join(differences)[:500]}")
-    return Greeting(
-        version=version,
-        device=plain(device.get("type"), 20) or "unknown",
-        device_name=plain(device.get("name"), 100) or "unknown",
-        has_extension=hello is not None,
-        note="; ".join(notes),
-    )
-
-
-def _first_device(stats: Any) -> Mapping[str, Any]:
-    devices = stats.get("devices") if isinstance(stats, dict) else None
-    first = devices[0] if isinstance(devices, list) and devices else {}
-    return first if isinstance(first, Mapping) else {}
-
-
-def _number(version: str) -> tuple[int, ...]:
-    parts = version.removeprefix("v").split("-")[0].split(".")
-    return tuple(int(part) for part in parts if part.isdecimal())

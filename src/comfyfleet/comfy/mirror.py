@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 
 from comfyfleet.client.comfyui import ComfyClient, Message, OnProgress
+from comfyfleet.client.names import named_files
 from comfyfleet.errors import ComfyFleetError
 from comfyfleet.work import HISTORY, Mirrored, Prompt, SavedFile, Told
 
@@ -39,7 +40,10 @@ class Shelf:
 
     def named(self, ui: Mapping[str, Any]) -> tuple[SavedFile, ...]:
         """The files that a node's output names, each once."""
-        found = dict.fromkeys(_entries(ui))
+        entries = (entry for _, entry in named_files({"": ui}))
+        found = dict.fromkeys(
+            (entry["type"], str(entry.get("subfolder", "")), entry["filename"]) for entry in entries
+        )
         return tuple(file for entry in found if (file := self._tell(*entry)) is not None)
 
     def unnamed(self) -> tuple[SavedFile, ...]:
@@ -119,15 +123,6 @@ class MirrorRunner:
 
 def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: entry[key] for key in ("outputs", "meta", "status") if key in entry}
-
-
-def _entries(ui: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    for entries in ui.values():
-        for entry in entries if isinstance(entries, list) else ():
-            if isinstance(entry, Mapping) and entry.get("type") in ("output", "temp"):
-                name = entry.get("filename")
-                if isinstance(name, str):
-                    yield entry["type"], str(entry.get("subfolder", "")), name
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -12,15 +12,13 @@ import nodes
 from comfyfleet.client.attempt import Attempt, throttled
 from comfyfleet.client.comfyui import ComfyClient
 from comfyfleet.client.link import Endpoint, Link
-from comfyfleet.client.pictures import RETURN_NODE
+from comfyfleet.client.names import named_files
+from comfyfleet.client.pictures import ATTEMPT, RETURN_NODE
 from comfyfleet.comfy import returns, shipped
 from comfyfleet.comfy.mirror import MirrorRunner, Tell
 from comfyfleet.comfy.values import pack
 from comfyfleet.graph import node_digests, with_input
 from comfyfleet.work import Mirrored, OutputFile, Packed, Prompt, Result
-
-#: The input that names the attempt; no pack's own node has one of this name.
-_ATTEMPT = "comfyfleet_attempt"
 
 
 class Runner:
@@ -84,7 +82,7 @@ class Runner:
         self._outputs_seen |= {digests[node_id] for node_id in outputs}
         again |= {node_id for node_id in outputs if prompt[node_id]["class_type"] == RETURN_NODE}
         return {
-            node_id: with_input(node, _ATTEMPT, key) if node_id in again else node
+            node_id: with_input(node, ATTEMPT, key) if node_id in again else node
             for node_id, node in prompt.items()
         }
 
@@ -97,20 +95,12 @@ def _is_output(node: Mapping[str, Any]) -> bool:
 
 def _take_files(outputs: Mapping[str, Mapping[str, Any]]) -> Iterator[OutputFile]:
     """Read and remove what output nodes saved; previews only if nothing else was saved."""
-    saved = list(_saved(outputs))
+    saved = list(named_files(outputs))
     kinds = {entry.get("type") for _, entry in saved}
     wanted = "output" if "output" in kinds else "temp"
     for node_id, entry in saved:
         if entry.get("type") == wanted:
             yield _take_file(node_id, entry)
-
-
-def _saved(outputs: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for node_id, ui in outputs.items():
-        for entries in ui.values():
-            for entry in entries if isinstance(entries, list) else ():
-                if isinstance(entry, Mapping) and "filename" in entry:
-                    yield node_id, entry
 
 
 def _take_file(node_id: str, entry: Mapping[str, Any]) -> OutputFile:

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from comfyfleet.client.greeting import Greeting
 from comfyfleet.client.link import Endpoint, Link
-from comfyfleet.client.remote import Greeting, RemoteRunner
+from comfyfleet.client.remote import RemoteRunner
 from comfyfleet.client.setup import Setup, own_setup
 from comfyfleet.config import Remote
 from comfyfleet.errors import Problem, Unreachable
