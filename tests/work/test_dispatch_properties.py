@@ -30,6 +30,7 @@ from comfyfleet.work import (
     UnitDone,
     UnitFailed,
     UnitProgress,
+    UnitsAdded,
     WorkerHealed,
     WorkerJoined,
     WorkerLost,
@@ -65,6 +66,8 @@ class AnyStory(RuleBasedStateMachine):
         self.begun: dict[str, float] = {}
         self.workers: list[str] = []
         self.runs: dict[str, int] = {}
+        #: Runs of which more may come.
+        self.open: set[str] = set()
         self.fates: Counter[str] = Counter()
         self.delivered: Counter[str] = Counter()
         self.gone: list[tuple[str, Unit]] = []
@@ -106,7 +109,7 @@ class AnyStory(RuleBasedStateMachine):
                     assert isinstance(event, UnitDone)
                 case FinishRun(run_id=run_id):
                     done = sum(key.rpartition(":")[0] == run_id for key in self.delivered)
-                    assert done == self.runs[run_id]
+                    assert done == self.runs[run_id] and run_id not in self.open
                     self.fates[run_id] += 1
                 case Quarantine(worker_id=worker, seconds=seconds):
                     assert worker not in self.quarantined and worker in self.names
@@ -165,15 +168,29 @@ class AnyStory(RuleBasedStateMachine):
         cost=st.sampled_from([0, 1, 5]),
         lane=_LANES,
         priority=st.integers(-1, 1),
+        more=st.booleans(),
     )
-    def submit(self, models, cost, lane, priority):
+    def submit(self, models, cost, lane, priority, more):
         run_id = self.name("r")
-        units = tuple(
-            Unit(run_id=run_id, index=i, prompt={}, model_key=model, cost=cost + i % 2)
+        units = self.units_of(run_id, models, cost, more)
+        event = RunSubmitted(run_id=run_id, units=units, lane=lane, priority=priority, more=more)
+        self.feed(event)
+
+    def units_of(self, run_id, models, cost, more):
+        first = self.runs.get(run_id, 0)
+        self.runs[run_id] = first + len(models)
+        (self.open.add if more else self.open.discard)(run_id)
+        return tuple(
+            Unit(run_id=run_id, index=first + i, prompt={}, model_key=model, cost=cost + i % 2)
             for i, model in enumerate(models)
         )
-        self.runs[run_id] = len(units)
-        self.feed(RunSubmitted(run_id=run_id, units=units, lane=lane, priority=priority))
+
+    @precondition(lambda self: self.open)
+    @rule(pick=_pick, models=st.lists(st.sampled_from("xy"), max_size=3), more=st.booleans())
+    def add(self, pick, models, more):
+        run_id = sorted(self.open)[pick % len(self.open)]
+        units = self.units_of(run_id, models, 1, more)
+        self.feed(UnitsAdded(run_id=run_id, units=units, more=more))
 
     @rule(seconds=st.sampled_from([0.0, 0.1, 1.0, 3.0, 10.0]))
     def wait(self, seconds):
@@ -291,6 +308,9 @@ class AnyStory(RuleBasedStateMachine):
         for worker in sorted(self.paused):
             self.paused.remove(worker)
             self.feed(WorkerResumed(worker_id=worker))
+        for run_id in sorted(self.open):
+            self.open.remove(run_id)
+            self.feed(UnitsAdded(run_id=run_id, units=(), more=False))
         for _ in range(10_000):
             if set(self.fates) == set(self.runs):
                 break

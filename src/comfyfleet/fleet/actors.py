@@ -166,6 +166,12 @@ class Actors:
         """Let go of the values of a run that has ended."""
         self._stored.pop(run_id, None)
 
+    def let_go(self, unit: Unit) -> None:
+        """Keep no longer what only this unit needed."""
+        stored = self._stored.get(unit.run_id, {})
+        for digest in unit.own:
+            stored.pop(digest, None)
+
     async def interrupt(self, worker_id: str, unit_id: str) -> None:
         """Stop the unit if it still runs there."""
         self._storing.discard((worker_id, unit_id))

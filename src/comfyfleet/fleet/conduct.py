@@ -79,15 +79,12 @@ class Conductor:
     def submit(
         self,
         run: Run,
-        units: list[Unit],
+        event: RunSubmitted,
         observer: Observer | None,
         on_end: OnEnd | None,
-        lane: str,
-        priority: float,
     ) -> None:
         """Begin a run."""
         self.runs[run.id] = (run, observer, on_end)
-        event = RunSubmitted(run_id=run.id, units=tuple(units), lane=lane, priority=priority)
         self._ledger.begin(event)
         self.handle(event)
 
@@ -196,6 +193,8 @@ class Conductor:
             seconds=seconds,
             result=self._arrived.pop((worker_id, unit.id)),
         )
+        if self.actors is not None:
+            self.actors.let_go(unit)
         self.runs[unit.run_id][0].deliver(delivery)
         self._tell(RunEvent(kind="delivered", unit=unit, worker_id=worker_id, delivery=delivery))
 

@@ -37,7 +37,9 @@ from comfyfleet.work import (
     Policy,
     Prompt,
     Result,
+    RunSubmitted,
     Unit,
+    UnitsAdded,
     WorkerInfo,
     WorkerJoined,
 )
@@ -185,14 +187,18 @@ class Fleet:
         on_end: OnEnd | None = None,
         lane: str = "",
         priority: float = 0.0,
+        more: bool = False,
     ) -> Run:
         """Begin a run. ``units`` carry the run's id, see ``new_run_id``; see ``RunSubmitted``."""
-        run = Run(units[0].run_id if units else new_run_id(), len(units), self)
+        run_id = units[0].run_id if units else new_run_id()
+        run = Run(run_id, len(units), self, more=more)
         if not self._loop.alive:
             raise FleetError("the fleet is not running; start it first.")
-        if units:
-            begin = self._conductor.submit
-            self._loop.post(begin, run, list(units), observer, on_end, lane, priority)
+        if units or more:
+            event = RunSubmitted(
+                run_id=run_id, units=tuple(units), lane=lane, priority=priority, more=more
+            )
+            self._loop.post(self._conductor.submit, run, event, observer, on_end)
         return run
 
     def on_worker_lost(self, listener: Callable[[str], None]) -> None:
@@ -231,6 +237,9 @@ class Fleet:
 
     def cancel(self, run_id: str, reason: str) -> None:
         self.post(RunCancelledEvent(run_id=run_id, reason=reason))
+
+    def add_units(self, run_id: str, units: Sequence[Unit], more: bool) -> None:
+        self.post(UnitsAdded(run_id=run_id, units=tuple(units), more=more))
 
     def join_local(self, run_id: str) -> None:
         self.post(WorkerJoined(worker_id=local_worker(run_id), only_run=run_id))

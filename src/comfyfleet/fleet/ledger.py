@@ -28,6 +28,7 @@ from comfyfleet.work import (
     Quarantine,
     RunSubmitted,
     Told,
+    UnitsAdded,
     WorkerInfo,
     WorkerJoined,
     WorkerLent,
@@ -118,6 +119,8 @@ class Ledger:
                     self._join(event.worker_id)
                 case WorkerLost():
                     self._lose(event)
+                case UnitsAdded() if event.run_id in self._live:
+                    self._live[event.run_id].units += len(event.units)
                 case WorkerLent():
                     self._workers[event.worker_id].model_key = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -47,6 +47,7 @@ class Engine(Protocol):
     """What a run asks of the fleet; safe to call from any thread."""
 
     def cancel(self, run_id: str, reason: str) -> None: ...
+    def add_units(self, run_id: str, units: Sequence[Unit], more: bool) -> None: ...
     def join_local(self, run_id: str) -> None: ...
     def finish_local(self, unit: Unit, result: Result) -> None: ...
 
@@ -54,15 +55,16 @@ class Engine(Protocol):
 class Run:
     """All units of one request. Its methods may be called from any thread but the fleet's."""
 
-    def __init__(self, run_id: str, total: int, engine: Engine) -> None:
+    def __init__(self, run_id: str, total: int, engine: Engine, *, more: bool = False) -> None:
         self.id = run_id
+        #: How many units it has, as far as they are known.
         self.total = total
         self.deliveries: dict[int, Delivery] = {}
         self._engine = engine
         self._changed = threading.Condition()
         self._offers: deque[Unit] = deque()
         self._error: RunError | None = None
-        self._finished = total == 0
+        self._finished = total == 0 and not more
 
     @property
     def finished(self) -> bool:
@@ -87,6 +89,11 @@ class Run:
         """Drop a delivery that its observer has dealt with: a long run need not fit in memory."""
         with self._changed:
             del self.deliveries[index]
+
+    def add(self, units: Sequence[Unit], *, more: bool) -> None:
+        """Give an open run further units; without ``more`` they are its last."""
+        self.total += len(units)
+        self._engine.add_units(self.id, units, more)
 
     def cancel(self, reason: str) -> None:
         """Stop the run everywhere; its units are interrupted. Nothing happens if it has ended."""

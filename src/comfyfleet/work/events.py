@@ -85,26 +85,47 @@ class WorkerReturned:
 class RunSubmitted:
     """A run wants all of its units done. Run ids are never used twice.
 
-    Runs of lower ``priority`` are served first, equal ones in order of submission.
+    Runs of lower ``priority`` are served first, equal ones in order of submission. With ``more``
+    the run is open: further units come (`UnitsAdded`), and it does not end before.
     """
 
     run_id: str
     units: tuple[Unit, ...]
     lane: str = ""
     priority: float = 0.0
+    more: bool = False
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.priority):
             raise ValueError(f"run {self.run_id}: priority is {self.priority}; it must be finite")
-        seen = set()
-        for unit in self.units:
-            if unit.run_id != self.run_id:
-                raise ValueError(f"unit {unit.id} is not of run {self.run_id}")
-            if unit.index in seen:
-                raise ValueError(f"index {unit.index} occurs twice in run {self.run_id}")
-            if not (math.isfinite(unit.cost) and unit.cost >= 0):
-                raise ValueError(f"unit {unit.id}: cost is {unit.cost}; it must be 0 or more")
-            seen.add(unit.index)
+        _check_units(self.run_id, self.units)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitsAdded:
+    """Further units of an open run, perhaps made of what its earlier ones gave.
+
+    Without ``more`` these are the last, and there may be none. Nothing happens if it has ended.
+    """
+
+    run_id: str
+    units: tuple[Unit, ...]
+    more: bool
+
+    def __post_init__(self) -> None:
+        _check_units(self.run_id, self.units)
+
+
+def _check_units(run_id: str, units: tuple[Unit, ...]) -> None:
+    seen = set()
+    for unit in units:
+        if unit.run_id != run_id:
+            raise ValueError(f"unit {unit.id} is not of run {run_id}")
+        if unit.index in seen:
+            raise ValueError(f"index {unit.index} occurs twice in run {run_id}")
+        if not (math.isfinite(unit.cost) and unit.cost >= 0):
+            raise ValueError(f"unit {unit.id}: cost is {unit.cost}; it must be 0 or more")
+        seen.add(unit.index)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +239,7 @@ Event = (
     | WorkerResumed
     | WorkerHealed
     | RunSubmitted
+    | UnitsAdded
     | RunCancelled
     | UnitDone
     | UnitFailed

@@ -58,7 +58,7 @@ def _check_absent(worker: Worker, board: Board) -> None:
 
 
 def _check_run(run: Run, board: Board) -> None:
-    assert run.jobs and not run.ended, f"run {run.id} has ended and is still here"
+    assert (run.jobs or run.more) and not run.ended, f"run {run.id} has ended and is still here"
     queue = board.matcher.queue
     assert not run.pool or (run.queued and run in queue), f"run {run.id} not queued"
     order = [(queued.priority, queued.seq) for queued in queue]

@@ -15,6 +15,7 @@ from comfyfleet.work.events import (
     FinishRun,
     RunCancelled,
     RunSubmitted,
+    UnitsAdded,
 )
 from comfyfleet.work.pool import Rank
 from comfyfleet.work.state import Job, Run, Worker, lane_scope, run_scope
@@ -48,14 +49,28 @@ class Runs:
             scopes=(None, lane_scope(event.lane), run_scope(event.run_id)),
         )
         self.live[run.id] = run
+        self._take_in(run, event)
+
+    def add(self, event: UnitsAdded) -> None:
+        run = self.live.get(event.run_id)
+        if run is None:
+            return
+        if not run.more:
+            raise ValueError(f"run {run.id} was closed before; it takes no further units")
+        self._take_in(run, event)
+
+    def _take_in(self, run: Run, event: RunSubmitted | UnitsAdded) -> None:
+        run.more = event.more
         for unit in event.units:
             job = Job(unit=unit, id=unit.id, run=run)
+            if job.id in self.jobs:
+                raise ValueError(f"unit {job.id} was added before")
             run.jobs[job.id] = self.jobs[job.id] = job
             run.pool.put(job, Rank.FRESH)
         self._board.matcher.enqueue(run)
-        if not event.units:
+        if not run.jobs and not run.more:
             self._end(run, FinishRun(run_id=run.id))
-        elif not self._board.roster.num_able(run):
+        elif event.units and not self._board.roster.num_able(run):
             self._fail_for_nobody(run)
 
     def cancel(self, event: RunCancelled) -> None:
@@ -76,7 +91,7 @@ class Runs:
         self._board.out.append(Deliver(unit=job.unit, worker_id=worker.id, seconds=seconds))
         for attempt in job.attempts.values():
             self._board.interrupt(attempt)
-        if not job.run.jobs:
+        if not job.run.jobs and not job.run.more:
             self._end(job.run, FinishRun(run_id=job.run.id))
 
     def retry(self, job: Job) -> None:

@@ -125,6 +125,8 @@ class Run:
     seq: int
     #: Of workers that serve it.
     scopes: tuple[Scope, Scope, Scope]
+    #: Further units come: it does not end before.
+    more: bool = False
     #: Unit id -> job, all and only those not yet delivered.
     jobs: dict[str, Job] = field(default_factory=dict)
     #: Those of them that a worker may take.

@@ -44,6 +44,8 @@ class Unit:
     #: What the prompt's shipped nodes give, by digest. Equal values are one object in all units of
     #: a run, and stored once.
     values: Mapping[str, Packed] = field(default_factory=dict, repr=False, compare=False)
+    #: Those of them that no other unit of the run has: let go of when it is delivered.
+    own: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def id(self) -> str:
