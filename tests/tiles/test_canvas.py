@@ -164,7 +164,8 @@ def test_a_tile_of_another_size_is_refused(wrong):
 
 def test_a_tile_costs_the_same_in_a_larger_picture():
     def seconds(side):
-        canvas = Canvas(torch.full((1, side, side, 3), 0.5), Layout(), progressive=True)
+        layout = Layout(tile_width=128, tile_height=128)
+        canvas = Canvas(torch.full((1, side, side, 3), 0.5), layout, progressive=True)
         best = 9.0
         for _ in range(8):
             number = canvas.begin()
