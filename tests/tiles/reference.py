@@ -33,7 +33,7 @@ def step(picture, mask, compute, tile, padding, blur, uniform):
     left, top = max(columns[0] - padding, 0), max(rows[0] - padding, 0)
     right, bottom = min(columns[-1] + 1 + padding, width), min(rows[-1] + 1 + padding, height)
     if uniform:
-        side = math.ceil((tile + padding) / 64) * 64
+        side = math.ceil((tile + padding) / 8) * 8
         size = (side, side)
         if right - left > bottom - top:
             wanted = (right - left, right - left)

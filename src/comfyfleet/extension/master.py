@@ -108,6 +108,10 @@ class Master:
         """Start the fleet, if it is not, while something else is done."""
         self._service.fleet_soon()
 
+    def fleet_soon(self) -> Future[Fleet]:
+        """The fleet, started if it is not."""
+        return self._service.fleet_soon()
+
     def watch_queue(self) -> None:
         """Take over ComfyUI's queue, so that it can be shared; once, before it is used."""
         self.places.watch_own_nodes()

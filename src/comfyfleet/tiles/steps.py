@@ -1,8 +1,9 @@
 """The steps by which a picture is redrawn: tiles in order, then what mends their seams.
 
 The algorithm is that of Ultimate SD Upscale by Coyote-A
-(github.com/Coyote-A/ultimate-upscale-for-automatic1111), as ComfyUI's users know it: its orders,
-its ways to fix seams, its sizes. Unlike there, numbers are never rounded to 8 bits.
+(github.com/Coyote-A/ultimate-upscale-for-automatic1111) with the sizes of its ComfyUI node
+(github.com/ssitu/ComfyUI_UltimateSDUpscale): its orders, its ways to fix seams. Unlike there,
+numbers are never rounded to 8 bits, and a tile that is larger than the picture is cut to it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,6 @@ from comfyfleet.tiles.geometry import Rect, grid, multiple, shaped_like
 #: The order of tiles, as Ultimate SD Upscale names it. None: no tiles, seams only.
 MODES = ("Linear", "Chess", "None")
 SEAM_FIXES = ("None", "Band Pass", "Half Tile", "Half Tile + Intersections")
-#: Tiles are computed at a multiple of this: no model likes odd sizes.
-_UNIFORM = 64
-
 #: How strongly a step is drawn over its area: everywhere alike, more towards the middle row or
 #: column, or towards the middle point.
 Shape = Literal["flat", "rows", "columns", "radial"]
@@ -98,7 +96,7 @@ class Layout:
 
     def _redraw(self, whole: Rect, width: int, height: int) -> Iterator[_Draft]:
         rows = grid(whole, width, height)
-        size = (multiple(width + self.padding, _UNIFORM), multiple(height + self.padding, _UNIFORM))
+        size = (width + self.padding, height + self.padding)
         for column, row in _ordered(rows, self.mode):
             area = rows[row][column]
             yield _Draft("redraw", 0, area, "flat", self.mask_blur, self.padding, size)

@@ -1,0 +1,226 @@
+"""What conditionings and model patches say of places in a picture, as one tile of it sees it.
+
+As in Ultimate SD Upscale: hints of ControlNets, areas, masks, GLIGEN boxes and reference latents
+are cut to the tile. B: batch, H, W: size in pixels of a hint or a mask, h, w: size in latents.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from comfyfleet.errors import InputError
+from comfyfleet.tiles.geometry import Rect
+
+#: Pixels per unit of areas and GLIGEN boxes, whatever the VAE's compression is.
+_UNIT = 8
+#: Keys of conditionings with values that say where something is, one picture's worth each.
+_REGIONAL = ("area", "mask", "gligen")
+#: Keys with latents of the whole picture.
+_LATENTS = ("concat_latent_image", "concat_mask")
+
+Conditioning = Sequence[tuple[Any, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """Tiles that are computed in one go: which parts of which pictures, and how large."""
+
+    #: Where each tile lies in the picture.
+    crops: tuple[Rect, ...]
+    #: Width and height of the picture, and of the one that the conditioning was made for.
+    picture: tuple[int, int]
+    original: tuple[int, int]
+    #: Width and height at which tiles are computed.
+    size: tuple[int, int]
+    #: Which pictures of the batch these are, and how many that has.
+    first: int
+    count: int
+    total: int
+
+
+def crop_conditioning(conditioning: Conditioning, views: Views) -> list[list[Any]]:
+    """The conditioning of these tiles; regions that do not reach them are left out.
+
+    If none reaches them, all apply to the whole tile. Raises InputError for regions where several
+    tiles are computed in one go.
+    """
+    if len(views.crops) > 1 and any(key in extra for _, extra in conditioning for key in _REGIONAL):
+        raise InputError(
+            f"{len(views.crops)} tiles are computed in one go, and the conditioning has regions "
+            "(area, mask or GLIGEN), which differ from tile to tile. Set batch_size to 1."
+        )
+    cropped = [(embedding, _cropped(extra, views)) for embedding, extra in conditioning]
+    reached = [[embedding, extra] for embedding, extra in cropped if extra is not None]
+    if reached or not conditioning:
+        return reached
+    return [
+        [embedding, _cropped({k: v for k, v in extra.items() if k != "area"}, views)]
+        for embedding, extra in conditioning
+    ]
+
+
+def _cropped(extra: Mapping[str, Any], views: Views) -> dict[str, Any] | None:
+    """The conditioning's options for these tiles; None if its area does not reach them."""
+    found = dict(extra)
+    if found.get("area") is not None:
+        area = _crop_area(found["area"], views)
+        if area is None:
+            return None
+        found["area"] = area
+    if found.get("mask") is not None:
+        found["mask"] = _resized(_select(found["mask"], views), views, "bilinear")
+    if found.get("gligen") is not None:
+        found["gligen"] = _crop_gligen(found["gligen"], views)
+    if found.get("control") is not None:
+        found["control"] = _crop_control(found["control"], views)
+    for key in _LATENTS:
+        if isinstance(found.get(key), torch.Tensor):
+            found[key] = _crop_latent(found[key], views)
+    if isinstance(found.get("reference_latents"), list):
+        found["reference_latents"] = [_crop_latent(x, views) for x in found["reference_latents"]]
+    return found
+
+
+def _crop_area(area: Sequence[Any], views: Views) -> tuple[Any, ...] | None:
+    """An area (height, width, y, x), in units or in parts of the picture, as the tile sees it."""
+    if area[0] == "percentage":
+        across, down = views.original
+        height, width, y, x = (float(each) for each in area[1:])
+    else:
+        across = down = _UNIT
+        height, width, y, x = (float(each) for each in area)
+    left, right = _along(x * across, (x + width) * across, views, 0)
+    top, bottom = _along(y * down, (y + height) * down, views, 1)
+    if left >= right or top >= bottom:
+        return None
+    units = [round(each / _UNIT) for each in (top, bottom, left, right)]
+    return (max(1, units[1] - units[0]), max(1, units[3] - units[2]), units[0], units[2])
+
+
+def _along(begin: float, end: float, views: Views, axis: int) -> tuple[float, float]:
+    """Pixels of the original, along one axis, as pixels of the tile; empty where it is outside."""
+    crop = views.crops[0]
+    low, side = ((crop.left, crop.width), (crop.top, crop.height))[axis]
+    to_picture, to_tile = views.picture[axis] / views.original[axis], views.size[axis] / side
+    return (
+        max(0.0, (begin * to_picture - low) * to_tile),
+        min(float(views.size[axis]), (end * to_picture - low) * to_tile),
+    )
+
+
+def _crop_gligen(gligen: Sequence[Any], views: Views) -> tuple[Any, ...]:
+    """Boxes (embedding, height, width, y, x) as the tile sees them; others are left out."""
+    kind, model, boxes = gligen
+    if kind != "position":
+        raise InputError(f"GLIGEN of kind {kind!r} cannot be cut into tiles; only 'position' can.")
+    found = []
+    for embedding, height, width, y, x in boxes:
+        area = _crop_area((height, width, y, x), views)
+        if area is not None:
+            found.append((embedding, *area))
+    return kind, model, found
+
+
+def _crop_control(control: Any, views: Views) -> Any:
+    """A copy of a ControlNet, and of those before it, with the hints of these tiles."""
+    found = control.copy()
+    if isinstance(control.cond_hint_original, torch.Tensor):
+        hint = _select(control.cond_hint_original, views)
+        found.cond_hint_original = _resized(hint, views, "nearest-exact")
+    found.extra_concat_orig = [
+        _resized(_select(each, views), views, "nearest-exact") if each.numel() > 1 else each
+        for each in control.extra_concat_orig
+    ]
+    if control.previous_controlnet is not None:
+        found.set_previous_controlnet(_crop_control(control.previous_controlnet, views))
+    return found
+
+
+def _crop_latent(latent: torch.Tensor, views: Views) -> torch.Tensor:
+    """Latents [B, C, (T), h, w] of the whole picture: the tiles' parts, as large as their latents.
+
+    The compression is the one by which these latents are smaller than the picture.
+    """
+    chosen = _select(latent, views)
+    size = tuple(
+        max(1, round(views.size[1 - axis] * latent.shape[axis - 2] / views.picture[1 - axis]))
+        for axis in (0, 1)
+    )
+    # Frames, if there are some, go along with the batch for a moment.
+    flat = chosen.movedim(1, -3).reshape(-1, latent.shape[1], *latent.shape[-2:])
+    tiles = [_fitted(_part(flat, crop, views), size, "bilinear") for crop in views.crops]
+    frames = latent.shape[2:-2]
+    found = [each.reshape(-1, *frames, latent.shape[1], *size).movedim(-3, 1) for each in tiles]
+    return torch.cat(found)
+
+
+def _select(batch: torch.Tensor, views: Views) -> torch.Tensor:
+    """The entries of these pictures, if there is one for each picture of the batch."""
+    if views.total > 1 and batch.shape[0] == views.total:
+        return batch[views.first : views.first + views.count]
+    return batch
+
+
+def _resized(pictures: torch.Tensor, views: Views, how: str) -> torch.Tensor:
+    """The tiles' parts of something as large as the picture, [B, (C), H, W], at the tiles' size."""
+    flat = pictures if pictures.ndim == 4 else pictures.reshape(-1, 1, *pictures.shape[-2:])
+    size = (views.size[1], views.size[0])
+    tiles = torch.cat([_fitted(_part(flat, crop, views), size, how) for crop in views.crops])
+    return tiles if pictures.ndim == 4 else tiles.reshape(-1, *pictures.shape[1:-2], *size)
+
+
+def _part(pictures: torch.Tensor, crop: Rect, views: Views) -> torch.Tensor:
+    """The part of [B, C, H, W] that lies where the crop lies in the picture; one pixel at least."""
+    across = pictures.shape[-1] / views.picture[0]
+    down = pictures.shape[-2] / views.picture[1]
+    left, top = math.floor(crop.left * across), math.floor(crop.top * down)
+    right, bottom = math.ceil(crop.right * across), math.ceil(crop.bottom * down)
+    return pictures[:, :, top : max(bottom, top + 1), left : max(right, left + 1)]
+
+
+def _fitted(pictures: torch.Tensor, size: tuple[int, ...], how: str) -> torch.Tensor:
+    return pictures if pictures.shape[-2:] == size else F.interpolate(pictures, size, mode=how)
+
+
+def crop_model(model: Any, views: Views) -> Any:
+    """The model with patches that hold a picture (control models as patches) cut to these tiles.
+
+    The same model if it has none. ComfyUI's own are DiffSynthCnetPatch and ZImageControlPatch.
+    """
+    patches = model.model_options.get("transformer_options", {}).get("patches", {})
+    holding = {id(each): each for found in patches.values() for each in found if _holds(each)}
+    if not holding:
+        return model
+    cut = {key: _crop_patch(patch, views) for key, patch in holding.items()}
+    clone = model.clone()
+    options = clone.model_options["transformer_options"]
+    options["patches"] = {
+        name: [cut.get(id(each), each) for each in found] for name, found in patches.items()
+    }
+    return clone
+
+
+def _holds(patch: Any) -> bool:
+    return hasattr(patch, "encode_latent_cond") and hasattr(patch, "image")
+
+
+def _crop_patch(patch: Any, views: Views) -> Any:
+    """The patch made anew, as its node makes it, with the tiles' parts of its pictures."""
+    cut: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "image": lambda x: _resized(_select(x, views).movedim(-1, 1), views, "area").movedim(1, -1),
+        "mask": lambda x: _resized(_select(x, views), views, "bilinear"),
+    }
+    cut["inpaint_image"] = cut["image"]
+    names = [name for name in inspect.signature(type(patch).__init__).parameters if name != "self"]
+    given = {name: getattr(patch, name) for name in names}
+    for name, crop in cut.items():
+        if isinstance(given.get(name), torch.Tensor):
+            given[name] = crop(given[name])
+    return type(patch)(**given)
