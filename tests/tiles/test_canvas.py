@@ -33,13 +33,13 @@ def finish(canvas, compute=computed, pick=lambda begun: 0):
     """Compute all groups, in flight as many as may be; ``pick``: which of these ends next."""
     begun = []
     while not canvas.done:
-        while canvas.has_ready:
+        while canvas.num_ready:
             number = canvas.begin()
             begun.append((number, canvas.crops(number)))
         number, crops = begun.pop(pick(begun))
         steps = canvas.groups[number]
         canvas.put(number, [compute(c, s.size) for c, s in zip(crops, steps, strict=True)])
-    assert not begun and not canvas.has_ready
+    assert not begun and not canvas.num_ready
     return canvas.pixels
 
 
@@ -135,12 +135,12 @@ def test_softness_is_that_of_the_original():
 
 def test_tiles_that_do_not_touch_begin_at_once_and_others_wait():
     canvas = Canvas(picture(1, 256, 256), small, progressive=True)
-    assert canvas.begin() == 0 and not canvas.has_ready
+    assert canvas.begin() == 0 and not canvas.num_ready
     canvas.put(0, canvas.crops(0))
-    assert canvas.begin() == 1 and not canvas.has_ready
+    assert canvas.begin() == 1 and not canvas.num_ready
     canvas.put(1, canvas.crops(1))
     # The third of the first line, and the first of the second, which saw both above it.
-    assert [canvas.begin(), canvas.begin()] == [2, 4] and not canvas.has_ready
+    assert [canvas.begin(), canvas.begin()] == [2, 4] and not canvas.num_ready
     chess = Layout(tile_width=64, tile_height=64, padding=0, mask_blur=0, mode="Chess")
     canvas = Canvas(picture(1, 256, 256), chess, progressive=True)
     assert [canvas.begin() for _ in range(8)] == list(range(8))
@@ -149,10 +149,10 @@ def test_tiles_that_do_not_touch_begin_at_once_and_others_wait():
 def test_independent_tiles_begin_all_at_once_and_seams_when_they_are_done():
     canvas = Canvas(picture(1, 128, 128), FIXES[2], progressive=False)
     begun = [canvas.begin() for _ in range(4)]
-    assert begun == [0, 1, 2, 3] and not canvas.has_ready
+    assert begun == [0, 1, 2, 3] and not canvas.num_ready
     for number in begun:
         canvas.put(number, canvas.crops(number))
-    assert canvas.has_ready
+    assert canvas.num_ready
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(1, 5, 5, 3), torch.zeros(2, 96, 96, 3)])

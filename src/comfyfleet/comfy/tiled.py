@@ -28,7 +28,7 @@ def tiles_of(driver: Driver, shape_of: Callable[[torch.Tensor], Sequence[int]]) 
     found: list[torch.Tensor] = []
 
     def record(tile: torch.Tensor) -> torch.Tensor:
-        found.append(tile.detach().to("cpu", copy=True))
+        found.append(tile.cpu())
         return torch.zeros(1).expand(*shape_of(tile))
 
     with silent():

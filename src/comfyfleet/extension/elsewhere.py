@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,7 +180,14 @@ def _forget_ended() -> None:
         del _pending[key]
 
 
-def naming(hidden: Any, class_type: str, error: InputError) -> WorkflowError:
-    """The error with the node's id and class."""
-    node_id = hidden.unique_id
-    return WorkflowError([Problem(message=str(error), node_id=node_id, class_type=class_type)])
+@contextmanager
+def naming(hidden: Any, class_type: str) -> Iterator[None]:
+    """What the user gave wrong is said with the node's id and class."""
+    try:
+        yield
+    except WorkflowError:
+        raise
+    except InputError as error:
+        node_id = hidden.unique_id
+        problem = Problem(message=str(error), node_id=node_id, class_type=class_type)
+        raise WorkflowError([problem]) from None

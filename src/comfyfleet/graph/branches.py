@@ -13,7 +13,14 @@ from comfyfleet.graph.split import COLLECTOR_CLASSES, SPLIT_CLASS
 
 BRANCH_CLASS = "FleetBranch"
 #: Nodes that decide themselves what runs elsewhere.
-DISPATCHING = COLLECTOR_CLASSES | {BRANCH_CLASS, SPLIT_CLASS, "FleetParallelModel"}
+DISPATCHING = COLLECTOR_CLASSES | {
+    BRANCH_CLASS,
+    SPLIT_CLASS,
+    "FleetModelUpscale",
+    "FleetParallelModel",
+    "FleetUpscale",
+    "UltimateSDUpscaleDistributed",
+}
 
 #: Stands behind all ends; no node has this id.
 _ROOT = ""

@@ -44,9 +44,9 @@ class Canvas:
         return self._order.done
 
     @property
-    def has_ready(self) -> bool:
-        """Is there a group that may be computed now?"""
-        return self._order.has_ready
+    def num_ready(self) -> int:
+        """How many groups may be computed now."""
+        return self._order.num_ready
 
     def begin(self) -> int:
         """The number of a group that may be computed now, each once."""

@@ -51,8 +51,9 @@ class Order:
         return self.num_drawn == len(self.groups)
 
     @property
-    def has_ready(self) -> bool:
-        return bool(self._ready)
+    def num_ready(self) -> int:
+        """How many groups may begin now."""
+        return len(self._ready)
 
     def begin(self) -> int:
         """The first group that may begin; only if there is one."""

@@ -16,6 +16,8 @@ from comfyfleet.extension.nodes.internal import FleetReturn, FleetSeedOffset, Fl
 from comfyfleet.extension.nodes.legacy import LEGACY_NODES
 from comfyfleet.extension.nodes.parallel import FleetFollow, FleetParallelModel
 from comfyfleet.extension.nodes.split import FleetSplit
+from comfyfleet.extension.nodes.tiles import FleetSampleTiles, FleetSpread, FleetUpscaleTiles
+from comfyfleet.extension.nodes.upscale import FleetModelUpscale, FleetUpscale
 from comfyfleet.extension.nodes.values import FleetModelName, FleetSeed, FleetValue
 
 NODES = [
@@ -30,6 +32,8 @@ NODES = [
     FleetEmptyImage,
     FleetDemoModel,
     FleetParallelModel,
+    FleetUpscale,
+    FleetModelUpscale,
     FleetCollectBegin,
     FleetCollectNext,
     FleetBranchRun,
@@ -38,6 +42,9 @@ NODES = [
     FleetSeedOffset,
     FleetShipped,
     FleetFollow,
+    FleetSpread,
+    FleetSampleTiles,
+    FleetUpscaleTiles,
 ]
 
 __all__ = ["LEGACY_NODES", "NODES"]

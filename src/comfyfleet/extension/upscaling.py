@@ -1,0 +1,325 @@
+"""Pictures made larger and redrawn by tiles: what the upscaling nodes have in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.utils
+import server
+import torch
+from PIL import Image
+
+from comfyfleet.comfy.tiled import Driver, silent, upscale_tile
+from comfyfleet.comfy.tiles import Sampling, is_video, resized, sample_parcel
+from comfyfleet.errors import InputError
+from comfyfleet.extension.elsewhere import Elsewhere, Part
+from comfyfleet.extension.sheets import DriverSheet, RedrawSheet, Sheet, Stream
+from comfyfleet.tiles.canvas import Canvas
+from comfyfleet.tiles.steps import Layout
+
+#: How tiles see each other: as on one device, or not at all.
+BLENDS = ("progressive", "independent")
+#: Tasks to whoever is free, or in equal parts.
+DISTRIBUTIONS = ("dynamic", "static")
+
+SAMPLE_NODE = "FleetSampleTiles"
+MODEL_NODE = "FleetUpscaleTiles"
+
+#: How often the growing picture is shown, and how large.
+_PREVIEW_S = 1.0
+_PREVIEW_SIDE = 768
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redraw:
+    """How a picture is redrawn by tiles, but for the model."""
+
+    layout: Layout
+    denoise: float
+    seam_denoise: float
+    progressive: bool = True
+    static: bool = False
+    #: Tiles that are sampled in one go.
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in (("denoise", self.denoise), ("seam_fix_denoise", self.seam_denoise)):
+            if not 0.0 <= value <= 1.0:
+                raise InputError(f"{name} is {value}; give 0 to 1.")
+        if self.batch < 1:
+            raise InputError(f"batch_size is {self.batch}; give 1 or more.")
+        if self.batch > 1 and not self.layout.uniform:
+            raise InputError(
+                f"batch_size is {self.batch}, but force_uniform_tiles is off: tiles of several "
+                "sizes are no batch. Set batch_size to 1, or turn force_uniform_tiles on."
+            )
+
+
+def sample_part(sampling: Sampling) -> Part:
+    """What workers need to sample tiles."""
+    return Part(
+        class_type=SAMPLE_NODE,
+        numbers={
+            "seed": sampling.seed,
+            "steps": sampling.steps,
+            "cfg": sampling.cfg,
+            "sampler_name": sampling.sampler_name,
+            "scheduler": sampling.scheduler,
+            "tiled_decode": sampling.tiled_decode,
+        },
+        links=("model", "positive", "negative", "vae", "custom_sampler", "custom_sigmas"),
+    )
+
+
+def require_pictures(pixels_BHWC: Any, name: str) -> torch.Tensor:
+    """A batch of one picture or more. Raises InputError naming the input."""
+    if not isinstance(pixels_BHWC, torch.Tensor) or pixels_BHWC.ndim != 4:
+        raise InputError(f"{name} is no IMAGE: a batch of pictures is [number, height, width, 3].")
+    count, height, width, channels = pixels_BHWC.shape
+    if count == 0:
+        raise InputError(f"{name} is an empty batch; connect one picture or more.")
+    if height == 0 or width == 0:
+        raise InputError(f"{name} is {width} x {height} pixels; there is nothing to upscale.")
+    if channels not in (1, 3, 4):
+        raise InputError(f"{name} has {channels} channels; give 1 (grey), 3 (RGB) or 4 (RGBA).")
+    return pixels_BHWC
+
+
+def with_colors(pixels_BHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Three colours, and the alpha channel if there is one."""
+    if pixels_BHWC.shape[3] == 1:
+        return pixels_BHWC.expand(-1, -1, -1, 3), None
+    alpha = pixels_BHWC[..., 3:] if pixels_BHWC.shape[3] == 4 else None
+    return pixels_BHWC[..., :3], alpha
+
+
+def enlarged_size(pixels_BHWC: torch.Tensor, factor: float, unit: int) -> tuple[int, int]:
+    """Width and height of the picture ``factor`` times as large, as near as the VAE allows.
+
+    A picture that is not enlarged keeps its size: its last pixels are computed all the same.
+    """
+    height, width = pixels_BHWC.shape[1:3]
+    if factor == 1.0:
+        return width, height
+    sides = (max(unit, round(side * factor / unit) * unit) for side in (width, height))
+    return next(sides), next(sides)
+
+
+class Progress:
+    """What the user sees of a node whose work is spread."""
+
+    def __init__(self, node_id: str, total: int, what: str) -> None:
+        self._node_id, self._total, self._what = node_id, total, what
+        self._bar = comfy.utils.ProgressBar(total, node_id=node_id)
+        self._shown = 0.0
+
+    def tell(
+        self, done: int, counts: Mapping[str, int], picture: Callable[[], torch.Tensor | None]
+    ) -> None:
+        """``picture``: [height, width, 3] as it is now; asked for when it is time to show it."""
+        preview, now = None, time.monotonic()
+        if now - self._shown > _PREVIEW_S:
+            self._shown = now
+            found = picture()
+            preview = None if found is None else ("JPEG", _small(found), _PREVIEW_SIDE)
+        self._bar.update_absolute(min(done, self._total), self._total, preview)
+        by_worker = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+        text = f"{done} of {self._total} {self._what}: {by_worker}"
+        server.PromptServer.instance.send_progress_text(text, self._node_id)
+
+
+def _small(picture_HWC: torch.Tensor) -> Image.Image:
+    step = max(1, max(picture_HWC.shape[:2]) // _PREVIEW_SIDE)
+    pixels = picture_HWC[::step, ::step].clamp(0, 1).mul(255).byte().cpu().numpy()
+    return Image.fromarray(pixels)
+
+
+def redraw(
+    elsewhere: Elsewhere,
+    node_id: str,
+    pixels_BHWC: torch.Tensor,
+    original: tuple[int, int],
+    how: Redraw,
+    sampling: Sampling,
+) -> torch.Tensor:
+    """The pictures, [B, H, W, 3], redrawn by tiles; ``pixels_BHWC`` is drawn onto.
+
+    ``original``: width and height of the picture that the conditioning was made for.
+    """
+    sheets = [
+        redraw_sheet(pixels_BHWC[first : first + count], original, how, sampling, first, total)
+        for first, count, total in portions(pixels_BHWC.shape[0], sampling.vae)
+    ]
+    num_groups = sum(len(sheet.canvas.groups) for sheet in sheets)
+    if not num_groups:
+        return pixels_BHWC
+    progress = Progress(node_id, num_groups, "tiles")
+    stream = _stream(iter(sheets), lambda sheet: None, how.static, elsewhere)
+    run_redraw(
+        elsewhere,
+        stream,
+        sampling,
+        lambda counts: progress.tell(stream.num_taken, counts, lambda: pixels_BHWC[0]),
+    )
+    return pixels_BHWC
+
+
+def portions(total: int, vae: Any) -> list[tuple[int, int, int]]:
+    """First picture, number of pictures, and all of them, of each sheet: who is sampled together.
+
+    This must not depend on who computes: so pictures are alone, and frames are together.
+    """
+    return [(0, total, total)] if is_video(vae) else [(i, 1, total) for i in range(total)]
+
+
+def redraw_sheet(
+    pixels_BHWC: torch.Tensor,
+    original: tuple[int, int],
+    how: Redraw,
+    sampling: Sampling,
+    first: int,
+    total: int,
+) -> RedrawSheet:
+    """Pictures that are sampled together."""
+    video = is_video(sampling.vae)
+    return RedrawSheet(
+        canvas=Canvas(pixels_BHWC, how.layout, progressive=how.progressive, batch=how.batch),
+        original=original,
+        first=first,
+        count=pixels_BHWC.shape[0],
+        total=total,
+        denoise=how.denoise,
+        seam_denoise=how.seam_denoise,
+        is_video=video,
+    )
+
+
+def run_redraw(
+    elsewhere: Elsewhere,
+    stream: Stream,
+    sampling: Sampling,
+    tell: Callable[[Mapping[str, int]], None],
+) -> None:
+    """Compute a stream of redrawn pictures."""
+    elsewhere.spread(
+        SAMPLE_NODE, stream, lambda groups: sample_parcel(sampling, groups, _heed), tell
+    )
+
+
+def _heed(step: int, total: int) -> None:
+    """Between two steps of a tile that is computed here: has the user cancelled?"""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def _stream(
+    sheets: Iterator[Sheet],
+    finish: Callable[[Sheet], None],
+    static: bool,
+    elsewhere: Elsewhere,
+) -> Stream:
+    return Stream(sheets, finish, static_devices=elsewhere.num_devices if static else 0)
+
+
+# Upscale models.
+
+
+def model_part() -> Part:
+    """What workers need to upscale tiles by a model."""
+    return Part(class_type=MODEL_NODE, links=("upscale_model",))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelUpscale:
+    """How a picture is upscaled by a model of spandrel, as ComfyUI does it."""
+
+    upscale_model: Any
+    tile: int = 512
+    overlap: int = 32
+    static: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tile < 64:
+            raise InputError(f"tile is {self.tile}; give 64 or more.")
+        if not 0 <= self.overlap <= self.tile // 2:
+            raise InputError(
+                f"overlap is {self.overlap}; give 0 to {self.tile // 2}, half of the tile."
+            )
+
+    @property
+    def scale(self) -> float:
+        return float(self.upscale_model.scale)
+
+    def driver(self, picture_HWC: torch.Tensor) -> Driver:
+        """ComfyUI's tiled upscale of one picture."""
+        pixels_1CHW = picture_HWC.movedim(-1, 0)[None]
+
+        def drive(function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+            found: torch.Tensor = comfy.utils.tiled_scale(
+                pixels_1CHW, function, tile_x=self.tile, tile_y=self.tile, overlap=self.overlap,
+                upscale_amount=self.upscale_model.scale,
+            )  # fmt: skip
+            return found
+
+        return drive
+
+    def shape_of(self, tile: torch.Tensor) -> tuple[int, ...]:
+        height, width = (round(side * self.scale) for side in tile.shape[2:])
+        return (tile.shape[0], 3, height, width)
+
+    def sheet(self, picture_HWC: torch.Tensor) -> DriverSheet:
+        return DriverSheet(self.driver(picture_HWC), self.shape_of)
+
+
+def run_model(
+    elsewhere: Elsewhere,
+    stream: Stream,
+    upscale_model: Any,
+    tell: Callable[[Mapping[str, int]], None],
+) -> None:
+    """Compute a stream of pictures that a model upscales."""
+    elsewhere.spread(MODEL_NODE, stream, lambda tiles: upscale_tiles(upscale_model, tiles), tell)
+
+
+def upscale_tiles(upscale_model: Any, tiles: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Each tile through the model."""
+    found = []
+    for tile in tiles:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        with silent():
+            found.append(upscale_tile(upscale_model, tile))
+    return found
+
+
+def upscale_by_model(
+    elsewhere: Elsewhere,
+    node_id: str,
+    pixels_BHWC: torch.Tensor,
+    how: ModelUpscale,
+    size: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """Pictures [B, H, W, 3] as the model makes them; at another ``size`` if one is given."""
+    height, width = (round(side * how.scale) for side in pixels_BHWC.shape[1:3])
+    width, height = size or (width, height)
+    whole = torch.empty(pixels_BHWC.shape[0], height, width, 3)
+    finished = iter(range(pixels_BHWC.shape[0]))
+
+    def finish(sheet: Any) -> None:
+        picture = sheet.joined().movedim(1, -1).clamp(0.0, 1.0)
+        whole[next(finished)] = resized(picture, width, height)[0]
+
+    sheets = (how.sheet(picture) for picture in pixels_BHWC)
+    per_picture = comfy.utils.get_tiled_scale_steps(
+        pixels_BHWC.shape[2], pixels_BHWC.shape[1], how.tile, how.tile, how.overlap
+    )
+    progress = Progress(node_id, pixels_BHWC.shape[0] * per_picture, "tiles upscaled")
+    stream = _stream(sheets, finish, how.static, elsewhere)
+    run_model(
+        elsewhere,
+        stream,
+        how.upscale_model,
+        lambda counts: progress.tell(stream.num_taken, counts, lambda: None),
+    )
+    return whole
