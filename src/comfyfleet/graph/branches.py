@@ -19,6 +19,8 @@ DISPATCHING = COLLECTOR_CLASSES | {
     "FleetModelUpscale",
     "FleetParallelModel",
     "FleetUpscale",
+    "FleetVAEDecode",
+    "FleetVAEEncode",
     "UltimateSDUpscaleDistributed",
 }
 

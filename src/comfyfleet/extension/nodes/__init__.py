@@ -18,6 +18,12 @@ from comfyfleet.extension.nodes.parallel import FleetFollow, FleetParallelModel
 from comfyfleet.extension.nodes.split import FleetSplit
 from comfyfleet.extension.nodes.tiles import FleetSampleTiles, FleetSpread, FleetUpscaleTiles
 from comfyfleet.extension.nodes.upscale import FleetModelUpscale, FleetUpscale
+from comfyfleet.extension.nodes.vae import (
+    FleetDecodeTiles,
+    FleetEncodeTiles,
+    FleetVAEDecode,
+    FleetVAEEncode,
+)
 from comfyfleet.extension.nodes.values import FleetModelName, FleetSeed, FleetValue
 
 NODES = [
@@ -34,6 +40,8 @@ NODES = [
     FleetParallelModel,
     FleetUpscale,
     FleetModelUpscale,
+    FleetVAEDecode,
+    FleetVAEEncode,
     FleetCollectBegin,
     FleetCollectNext,
     FleetBranchRun,
@@ -45,6 +53,8 @@ NODES = [
     FleetSpread,
     FleetSampleTiles,
     FleetUpscaleTiles,
+    FleetDecodeTiles,
+    FleetEncodeTiles,
 ]
 
 __all__ = ["LEGACY_NODES", "NODES"]

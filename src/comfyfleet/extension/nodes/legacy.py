@@ -13,6 +13,7 @@ import torch
 from comfy_api.latest import io
 
 from comfyfleet.errors import InputError
+from comfyfleet.extension.elsewhere import naming
 from comfyfleet.extension.master import master
 from comfyfleet.extension.nodes.batches import (
     FleetAudioBatchDivider,
@@ -20,6 +21,7 @@ from comfyfleet.extension.nodes.batches import (
     FleetEmptyImage,
 )
 from comfyfleet.extension.nodes.collector import ask, collect, missed
+from comfyfleet.extension.nodes.upscale import NO_SEAM_FIX, sampling_inputs, upscale
 from comfyfleet.extension.nodes.values import FleetModelName, FleetSeed
 from comfyfleet.graph import convert
 
@@ -141,6 +143,53 @@ class DistributedCollector(io.ComfyNode):
         return io.NodeOutput(*outputs.args[:2], expand=outputs.expand)
 
 
+class UltimateSDUpscaleDistributed(io.ComfyNode):
+    """Fleet Ultimate Upscale in the old form: a picture of its final size, and its own inputs."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        name = "Ultimate SD Upscale Distributed (No Upscale)"
+        schema = io.Schema(
+            node_id="UltimateSDUpscaleDistributed",
+            description="Redraws a picture by tiles on all devices. Fleet Ultimate Upscale has all "
+            "inputs of Ultimate SD Upscale.",
+            enable_expand=True,
+            inputs=[
+                io.Image.Input("upscaled_image"),
+                io.Model.Input("model"),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Vae.Input("vae"),
+                *sampling_inputs(denoise=0.5),
+                io.Int.Input("tile_width", default=512, min=64, max=2048, step=8),
+                io.Int.Input("tile_height", default=512, min=64, max=2048, step=8),
+                io.Int.Input("padding", default=32, min=0, max=256, step=8),
+                io.Int.Input("mask_blur", default=8, min=0, max=256),
+                io.Boolean.Input("force_uniform_tiles", default=True),
+                io.Boolean.Input("tiled_decode", default=False),
+                # In workflows of its first versions.
+                io.Boolean.Input("static_distribution", default=False, optional=True),
+            ],
+            outputs=[io.Image.Output()],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+        )
+        return _renamed(schema, "UltimateSDUpscaleDistributed", name)
+
+    @classmethod
+    def execute(
+        cls, upscaled_image: Any, padding: int, static_distribution: bool = False, **inputs: Any
+    ) -> io.NodeOutput:
+        rest = {
+            "mode_type": "Linear",
+            "tile_padding": padding,
+            "batch_size": 1,
+            "distribution": "static" if static_distribution else "dynamic",
+            **NO_SEAM_FIX,
+        }
+        with naming(cls.hidden, "UltimateSDUpscaleDistributed"):
+            return upscale(cls.hidden, {**inputs, **rest}, upscaled_image, 1.0)
+
+
 def _silence() -> dict[str, Any]:
     """What the old node gave where no sound was connected: one sample of silence."""
     return {"waveform": torch.zeros(1, 2, 1), "sample_rate": 44100}
@@ -171,4 +220,5 @@ LEGACY_NODES: list[type[io.ComfyNode]] = [
     DistributedEmptyImage,
     ImageBatchDivider,
     AudioBatchDivider,
+    UltimateSDUpscaleDistributed,
 ]

@@ -31,7 +31,17 @@ MAX_SIDE = 16384
 _MAX_SEED = 2**64 - 1
 
 
-def sampling_inputs() -> list[Any]:
+#: Inputs of a node that fixes no seams.
+NO_SEAM_FIX = {
+    "seam_fix_mode": "None",
+    "seam_fix_denoise": 1.0,
+    "seam_fix_width": 64,
+    "seam_fix_mask_blur": 8,
+    "seam_fix_padding": 16,
+}
+
+
+def sampling_inputs(denoise: float = 0.2) -> list[Any]:
     """How each tile is sampled; as in Ultimate SD Upscale."""
     return [
         io.Int.Input("seed", default=0, min=0, max=_MAX_SEED, control_after_generate=True),
@@ -39,7 +49,7 @@ def sampling_inputs() -> list[Any]:
         io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01),
         io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS),
         io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS),
-        io.Float.Input("denoise", default=0.2, min=0.0, max=1.0, step=0.01),
+        io.Float.Input("denoise", default=denoise, min=0.0, max=1.0, step=0.01),
     ]
 
 
@@ -208,8 +218,9 @@ class FleetUpscale(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
+        image, factor = inputs.pop("image"), inputs.pop("upscale_by")
         with naming(cls.hidden, "FleetUpscale"):
-            return upscale(cls.hidden, inputs, inputs["image"], inputs["upscale_by"])
+            return upscale(cls.hidden, inputs, image, factor)
 
 
 def upscale(hidden: Any, inputs: dict[str, Any], image: Any, factor: float) -> io.NodeOutput:
