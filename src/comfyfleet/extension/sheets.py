@@ -49,8 +49,9 @@ class Stream:
         finish: Callable[[Sheet], None],
         *,
         static_devices: int = 0,
+        max_open: int = 1 << 20,
     ) -> None:
-        """``finish`` gets each sheet that is done, in order.
+        """``finish`` gets each sheet that is done, in order. At most ``max_open`` are on their way.
 
         With ``static_devices`` what may begin at one time is dealt out to so many devices in equal
         parts, each of them one task; else each parcel is a task, taken by whoever is free.
@@ -58,6 +59,7 @@ class Stream:
         self._sheets = sheets
         self._finish = finish
         self._static_devices = static_devices
+        self._max_open = max_open
         self._open: deque[Sheet] = deque()
         self._exhausted = False
         #: Task -> its sheet, and the numbers of its parcels.
@@ -94,14 +96,14 @@ class Stream:
 
     def _ready_sheet(self) -> Sheet | None:
         ready = next((sheet for sheet in self._open if sheet.num_ready), None)
-        while ready is None and not self._exhausted:
+        while ready is None and not self._exhausted and len(self._open) < self._max_open:
             sheet = next(self._sheets, None)
             if sheet is None:
                 self._exhausted = True
             else:
                 self._open.append(sheet)
                 ready = sheet if sheet.num_ready else None
-        self._close()  # sheets with nothing to do
+            self._close()  # a sheet with nothing to do
         return ready
 
     def _share_of(self, sheet: Sheet) -> int:
@@ -133,8 +135,8 @@ class RedrawSheet:
     total: int
     denoise: float
     seam_denoise: float
-    #: Are the pictures frames of one latent? Then noise is not told apart by picture.
-    is_video: bool
+    #: The first picture's place in the batch whose noise is drawn; None: all are one latent.
+    noise_from: int | None
 
     @property
     def done(self) -> bool:
@@ -156,8 +158,10 @@ class RedrawSheet:
             count=self.count,
             total=self.total,
         )
-        # Each tile has the noise that it would have in a batch of all pictures and tiles.
-        noise = None if self.is_video else [self.first * len(group) + i for i in range(len(group))]
+        noise = None
+        if self.noise_from is not None:
+            # What it would be in a batch of all pictures, each with all tiles of the group.
+            noise = [self.noise_from * len(group) + i for i in range(len(group))]
         denoise = self.denoise if group[0].kind == "redraw" else self.seam_denoise
         return number, group_parcel(self.canvas.crops(number), views, noise, denoise)
 

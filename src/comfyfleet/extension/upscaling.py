@@ -57,6 +57,10 @@ class Redraw:
                 "sizes are no batch. Set batch_size to 1, or turn force_uniform_tiles on."
             )
 
+    def canvas(self, pixels_BHWC: torch.Tensor) -> Canvas:
+        """Pictures that are sampled together, to be drawn onto."""
+        return Canvas(pixels_BHWC, self.layout, progressive=self.progressive, batch=self.batch)
+
 
 def sample_part(sampling: Sampling) -> Part:
     """What workers need to sample tiles."""
@@ -96,12 +100,11 @@ def with_colors(pixels_BHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor |
     return pixels_BHWC[..., :3], alpha
 
 
-def enlarged_size(pixels_BHWC: torch.Tensor, factor: float, unit: int) -> tuple[int, int]:
-    """Width and height of the picture ``factor`` times as large, as near as the VAE allows.
+def enlarged_size(width: int, height: int, factor: float, unit: int) -> tuple[int, int]:
+    """Width and height ``factor`` times as large, as near as multiples of ``unit`` allow.
 
     A picture that is not enlarged keeps its size: its last pixels are computed all the same.
     """
-    height, width = pixels_BHWC.shape[1:3]
     if factor == 1.0:
         return width, height
     sides = (max(unit, round(side * factor / unit) * unit) for side in (width, height))
@@ -149,63 +152,51 @@ def redraw(
 
     ``original``: width and height of the picture that the conditioning was made for.
     """
+    total, one_latent = pixels_BHWC.shape[0], is_video(sampling.vae)
     sheets = [
-        redraw_sheet(pixels_BHWC[first : first + count], original, how, sampling, first, total)
-        for first, count, total in portions(pixels_BHWC.shape[0], sampling.vae)
+        RedrawSheet(
+            canvas=how.canvas(pixels_BHWC[first : first + count]),
+            original=original,
+            first=first,
+            count=count,
+            total=total,
+            denoise=how.denoise,
+            seam_denoise=how.seam_denoise,
+            noise_from=None if one_latent else first,
+        )
+        for first, count in portions(total, sampling.vae)
     ]
     num_groups = sum(len(sheet.canvas.groups) for sheet in sheets)
     if not num_groups:
         return pixels_BHWC
     progress = Progress(node_id, num_groups, "tiles")
-    stream = _stream(iter(sheets), lambda sheet: None, how.static, elsewhere)
+    tiles = stream(iter(sheets), lambda sheet: None, how.static, elsewhere)
     run_redraw(
         elsewhere,
-        stream,
+        tiles,
         sampling,
-        lambda counts: progress.tell(stream.num_taken, counts, lambda: pixels_BHWC[0]),
+        lambda counts: progress.tell(tiles.num_taken, counts, lambda: pixels_BHWC[0]),
     )
     return pixels_BHWC
 
 
-def portions(total: int, vae: Any) -> list[tuple[int, int, int]]:
-    """First picture, number of pictures, and all of them, of each sheet: who is sampled together.
+def portions(total: int, vae: Any) -> list[tuple[int, int]]:
+    """First picture and number of pictures of each sheet: who is sampled together.
 
     This must not depend on who computes: so pictures are alone, and frames are together.
     """
-    return [(0, total, total)] if is_video(vae) else [(i, 1, total) for i in range(total)]
-
-
-def redraw_sheet(
-    pixels_BHWC: torch.Tensor,
-    original: tuple[int, int],
-    how: Redraw,
-    sampling: Sampling,
-    first: int,
-    total: int,
-) -> RedrawSheet:
-    """Pictures that are sampled together."""
-    video = is_video(sampling.vae)
-    return RedrawSheet(
-        canvas=Canvas(pixels_BHWC, how.layout, progressive=how.progressive, batch=how.batch),
-        original=original,
-        first=first,
-        count=pixels_BHWC.shape[0],
-        total=total,
-        denoise=how.denoise,
-        seam_denoise=how.seam_denoise,
-        is_video=video,
-    )
+    return [(0, total)] if is_video(vae) else [(i, 1) for i in range(total)]
 
 
 def run_redraw(
     elsewhere: Elsewhere,
-    stream: Stream,
+    tiles: Stream,
     sampling: Sampling,
     tell: Callable[[Mapping[str, int]], None],
 ) -> None:
     """Compute a stream of redrawn pictures."""
     elsewhere.spread(
-        SAMPLE_NODE, stream, lambda groups: sample_parcel(sampling, groups, _heed), tell
+        SAMPLE_NODE, tiles, lambda groups: sample_parcel(sampling, groups, _heed), tell
     )
 
 
@@ -214,13 +205,16 @@ def _heed(step: int, total: int) -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def _stream(
+def stream(
     sheets: Iterator[Sheet],
     finish: Callable[[Sheet], None],
     static: bool,
     elsewhere: Elsewhere,
 ) -> Stream:
-    return Stream(sheets, finish, static_devices=elsewhere.num_devices if static else 0)
+    """A stream for these devices: so many sheets are open that none of them has to wait."""
+    devices = elsewhere.num_devices
+    static_devices = devices if static else 0
+    return Stream(sheets, finish, static_devices=static_devices, max_open=2 * devices + 2)
 
 
 # Upscale models.
@@ -275,12 +269,12 @@ class ModelUpscale:
 
 def run_model(
     elsewhere: Elsewhere,
-    stream: Stream,
+    tiles: Stream,
     upscale_model: Any,
     tell: Callable[[Mapping[str, int]], None],
 ) -> None:
     """Compute a stream of pictures that a model upscales."""
-    elsewhere.spread(MODEL_NODE, stream, lambda tiles: upscale_tiles(upscale_model, tiles), tell)
+    elsewhere.spread(MODEL_NODE, tiles, lambda found: upscale_tiles(upscale_model, found), tell)
 
 
 def upscale_tiles(upscale_model: Any, tiles: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -315,11 +309,11 @@ def upscale_by_model(
         pixels_BHWC.shape[2], pixels_BHWC.shape[1], how.tile, how.tile, how.overlap
     )
     progress = Progress(node_id, pixels_BHWC.shape[0] * per_picture, "tiles upscaled")
-    stream = _stream(sheets, finish, how.static, elsewhere)
+    tiles = stream(sheets, finish, how.static, elsewhere)
     run_model(
         elsewhere,
-        stream,
+        tiles,
         how.upscale_model,
-        lambda counts: progress.tell(stream.num_taken, counts, lambda: None),
+        lambda counts: progress.tell(tiles.num_taken, counts, lambda: None),
     )
     return whole

@@ -25,6 +25,7 @@ from comfyfleet.extension.nodes.vae import (
     FleetVAEEncode,
 )
 from comfyfleet.extension.nodes.values import FleetModelName, FleetSeed, FleetValue
+from comfyfleet.extension.nodes.video import FleetModelUpscaleVideo, FleetUpscaleVideo
 
 NODES = [
     FleetSeed,
@@ -40,6 +41,8 @@ NODES = [
     FleetParallelModel,
     FleetUpscale,
     FleetModelUpscale,
+    FleetUpscaleVideo,
+    FleetModelUpscaleVideo,
     FleetVAEDecode,
     FleetVAEEncode,
     FleetCollectBegin,

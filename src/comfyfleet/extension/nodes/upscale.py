@@ -229,7 +229,7 @@ def upscale(hidden: Any, inputs: dict[str, Any], image: Any, factor: float) -> i
     if not factor > 0:
         raise InputError(f"upscale_by is {factor}; give more than 0.")
     sampling, how = sampling_of(inputs), redraw_of(inputs)
-    size = enlarged_size(colors, factor, how.layout.unit)
+    size = enlarged_size(colors.shape[2], colors.shape[1], factor, how.layout.unit)
     model, node_id = inputs.get("upscale_model"), hidden.unique_id
     parts = [sample_part(sampling), *([model_part()] if model is not None else [])]
 
