@@ -1,0 +1,170 @@
+"""The same pixels on one, two and three devices, bit by bit, through real ComfyUIs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support import error_of, wait_until
+from tests.upscale_bed.bed import Bed, Prompt, beds, demo
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def devices(
+    comfyui: Path, tmp_path_factory: pytest.TempPathFactory, nothing_left: None
+) -> Iterator[Mapping[int, Bed]]:
+    with beds(comfyui, tmp_path_factory.mktemp("devices")) as running:
+        for bed in running.values():
+            bed.order("delay", "0.05")
+            bed.compute(demo(), ["6", 0])  # models are loaded, workers are there
+        yield running
+
+
+CASES = {
+    "linear": {},
+    "chess": {"mode_type": "Chess"},
+    "independent": {"blend": "independent"},
+    "static": {"distribution": "static", "blend": "independent"},
+    "static progressive": {"distribution": "static", "mode_type": "Chess"},
+    "band pass": {"seam_fix_mode": "Band Pass"},
+    "half tile": {"seam_fix_mode": "Half Tile", "mode_type": "None"},
+    "intersections": {"seam_fix_mode": "Half Tile + Intersections", "blend": "independent"},
+    "tiles of their own size": {"force_uniform_tiles": False, "tiled_decode": True},
+    "batch of 3": {"count": 3, "upscale_by": 1.0},
+    "tiles in batches": {"batch_size": 2, "mode_type": "Chess"},
+    "odd, with alpha": {"width": 71, "height": 93, "channels": 4, "upscale_by": 1.0},
+    "tile larger than the picture": {"tile_width": 512, "tile_height": 640, "width": 50},
+    "padding larger than the tile": {"tile_padding": 104},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_two_and_three_devices_make_the_same_picture(
+    devices: Mapping[int, Bed], case: str
+) -> None:
+    prompt = demo(**CASES[case])
+    one, two, three = (devices[count].compute(prompt, ["6", 0]) for count in (1, 2, 3))
+    assert one.dtype == np.float32 and np.isfinite(one).all() and one.std() > 0.01
+    assert np.array_equal(one, two) and np.array_equal(one, three)
+
+
+def test_all_devices_take_part_and_none_does_a_tile_twice(devices: Mapping[int, Bed]) -> None:
+    devices[3].compute(demo(blend="independent", width=160, height=160), ["6", 0])
+    found = devices[3].samplings
+    assert set(found) == {"master", "cpu-0", "cpu-1"} and sum(found.values()) == 25
+
+
+def test_alpha_and_odd_sizes_are_kept(devices: Mapping[int, Bed]) -> None:
+    found = devices[1].compute(demo(**CASES["odd, with alpha"]), ["6", 0])
+    assert found.shape == (1, 93, 71, 4)
+    assert devices[1].compute(demo(width=71, height=93), ["6", 0]).shape == (1, 184, 144, 3)
+
+
+def test_a_killed_worker_changes_no_pixel(devices: Mapping[int, Bed]) -> None:
+    prompt = demo(blend="independent", width=160, height=160, seed=9)
+    alone = devices[1].compute(prompt, ["6", 0])
+    bed = devices[3]
+    bed.order("cpu-0.kill")
+    assert np.array_equal(bed.compute(prompt, ["6", 0]), alone)
+    assert not (bed.folder / "cpu-0.kill").exists()
+    assert sum(bed.samplings.values()) == 26  # one of them in vain
+
+
+def test_a_worker_that_fails_changes_no_pixel(devices: Mapping[int, Bed]) -> None:
+    prompt = demo(mode_type="Chess", seed=10)
+    alone = devices[1].compute(prompt, ["6", 0])
+    bed = devices[2]
+    bed.order("cpu.error")
+    try:
+        assert np.array_equal(bed.compute(prompt, ["6", 0]), alone)
+    finally:
+        bed.withdraw("cpu.error")
+
+
+@pytest.mark.parametrize("name", ["two", "alone"])
+def test_a_cancelled_upscale_stops_everywhere(devices: Mapping[int, Bed], name: str) -> None:
+    bed = devices[{"two": 2, "alone": 1}[name]]
+    bed.order("delay", "0.6")
+    bed.forget()
+    try:
+        queued = bed.master.queue(ended(bed, demo(width=320, height=320, seed=11)))
+        wait_until(lambda: sum(bed.samplings.values()) > 2, "some tiles")
+        bed.master.post("/interrupt", {})
+        entry = bed.master.finish(queued, 20)
+        assert entry["status"]["status_str"] == "error"
+        assert any(what == "execution_interrupted" for what, _ in entry["status"]["messages"])
+        so_far = sum(bed.samplings.values())
+    finally:
+        bed.order("delay", "0.05")
+    bed.compute(demo(), ["6", 0])
+    assert so_far < 60 and sum(bed.samplings.values()) == 9
+
+
+def test_the_old_node_is_ours_with_its_own_inputs(devices: Mapping[int, Bed]) -> None:
+    prompt = demo(upscale_by=1.0, denoise=0.5, tile_padding=32)
+    inputs = prompt["6"]["inputs"]
+    kept = ("model", "positive", "negative", "vae", "seed", "steps", "cfg", "sampler_name")
+    kept += ("scheduler", "denoise", "tile_width", "tile_height", "mask_blur")
+    kept += ("force_uniform_tiles", "tiled_decode")
+    old = {name: inputs[name] for name in kept}
+    old |= {"upscaled_image": inputs["image"], "padding": 32, "static_distribution": True}
+    expected = devices[1].compute(prompt, ["6", 0])
+    prompt["6"] = {"class_type": "UltimateSDUpscaleDistributed", "inputs": old}
+    for bed in (devices[1], devices[3]):
+        assert np.array_equal(bed.compute(prompt, ["6", 0]), expected)
+
+
+@pytest.mark.parametrize("kind", ["area", "mask"])
+def test_regions_are_the_same_on_all_devices(devices: Mapping[int, Bed], kind: str) -> None:
+    def regional(inputs: Prompt) -> Prompt:
+        region = {"conditioning": ["4", 0], "kind": kind}
+        both = {"conditioning_1": ["7", 0], "conditioning_2": ["5", 0]}
+        inputs["7"] = {"class_type": "TestRegion", "inputs": region}
+        inputs["8"] = {"class_type": "ConditioningCombine", "inputs": both}
+        inputs["6"]["inputs"]["positive"] = ["8", 0]
+        return inputs
+
+    one, two = (devices[n].compute(regional(demo(cfg=6.0)), ["6", 0]) for n in (1, 2))
+    plain = devices[1].compute(demo(cfg=6.0), ["6", 0])
+    assert np.array_equal(one, two) and not np.array_equal(one, plain)
+
+
+BAD = [
+    ({"tile_width": 0}, "tile_width"),
+    ({"count": 0}, "image is an empty batch"),
+    ({"batch_size": 2, "force_uniform_tiles": False}, "batch_size is 2, but force_uniform_tiles"),
+    ({"blend": "mixed"}, "blend"),
+    ({"mode_type": "Spiral"}, "mode_type"),
+    ({"seam_fix_mode": "Band Pass", "seam_fix_width": 0}, "seam_fix_width is 0"),
+    ({"channels": 2}, "image has 2 channels"),
+    ({"upscale_by": 0.0}, "upscale_by"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "said"), BAD, ids=[said for _, said in BAD])
+def test_what_cannot_be_is_said_before_a_tile_is_computed(
+    devices: Mapping[int, Bed], wrong: dict[str, Any], said: str
+) -> None:
+    bed = devices[2]
+    bed.forget()
+    try:
+        queued = bed.master.queue(ended(bed, demo(**wrong)))
+    except AssertionError as error:  # ComfyUI itself refuses what is out of range
+        assert said.split()[0] in str(error)
+    else:
+        entry = bed.master.finish(queued, 30)
+        assert entry["status"]["status_str"] == "error"
+        assert said in error_of(entry) and "node 6 (FleetUpscale)" in error_of(entry)
+    assert not bed.samplings
+
+
+def ended(bed: Bed, prompt: Prompt) -> Prompt:
+    """The prompt with an end."""
+    inputs = {"value": ["6", 0], "path": str(bed.folder / "unused.npy")}
+    return bed.here(prompt) | {"end": {"class_type": "TestDump", "inputs": inputs}}

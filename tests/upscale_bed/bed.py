@@ -1,0 +1,129 @@
+"""ComfyUIs with one, two and three devices, and prompts that upscale."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.support import Master
+
+PACK = Path(__file__).parent / "pack"
+
+Prompt = dict[str, dict[str, Any]]
+
+#: As many devices -> the workers besides the master.
+WORKERS = {1: "0", 2: "cpu", 3: "cpu,cpu"}
+
+
+class Bed:
+    """One ComfyUI, and a folder for orders and results."""
+
+    def __init__(
+        self, comfyui: Path, folder: Path, workers: str, flags: Sequence[str] = ()
+    ) -> None:
+        self.folder = folder / "orders"
+        self.folder.mkdir(parents=True)
+        self._names = itertools.count()
+        self.master = Master(
+            comfyui, folder / "comfyui", workers=workers, packs={"bed": PACK}, flags=flags
+        )
+
+    def compute(self, prompt: Prompt, link: Sequence[Any]) -> np.ndarray[Any, Any]:
+        """What a link of the prompt gives, exactly."""
+        path = self.folder / f"{next(self._names)}.npy"
+        self.forget()
+        end = {"class_type": "TestDump", "inputs": {"value": list(link), "path": str(path)}}
+        whole = self.here(prompt) | {"end": end}
+        self.master.run(whole)
+        found: np.ndarray[Any, Any] = np.load(path)
+        return found
+
+    def here(self, prompt: Prompt) -> Prompt:
+        """The prompt with this bed's folder."""
+        return {
+            node_id: {**node, "inputs": {**node["inputs"], "folder": str(self.folder)}}
+            if node["class_type"] == "TestWatched"
+            else node
+            for node_id, node in prompt.items()
+        }
+
+    def order(self, name: str, text: str = "") -> None:
+        (self.folder / name).write_text(text)
+
+    def withdraw(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        (self.folder / "samplings").unlink(missing_ok=True)
+
+    @property
+    def samplings(self) -> Counter[str]:
+        """Who has sampled how often since the last prompt began."""
+        path = self.folder / "samplings"
+        return Counter(path.read_text().split() if path.exists() else [])
+
+
+@contextmanager
+def beds(
+    comfyui: Path, folder: Path, counts: Sequence[int] = (1, 2, 3), flags: Sequence[str] = ()
+) -> Iterator[Mapping[int, Bed]]:
+    """A bed for each number of devices."""
+    with ExitStack() as stack:
+        found = {}
+        for count in counts:
+            found[count] = Bed(comfyui, folder / str(count), WORKERS[count], flags)
+            stack.callback(found[count].master.close)
+        yield found
+
+
+def demo(**upscale: Any) -> Prompt:
+    """A picture redrawn by the demo model; ``upscale``: inputs of Fleet Ultimate Upscale."""
+    picture = {"width": 96, "height": 80, "count": 1, "channels": 3}
+    for key in picture:
+        picture[key] = upscale.pop(key, picture[key])
+    inputs = {
+        "image": ["1", 0],
+        "model": ["3", 0],
+        "positive": ["4", 0],
+        "negative": ["5", 0],
+        "vae": ["2", 2],
+        "upscale_by": 2.0,
+        "seed": 5,
+        "steps": 2,
+        "cfg": 2.0,
+        "sampler_name": "euler",
+        "scheduler": "simple",
+        "denoise": 0.4,
+        "mode_type": "Linear",
+        "tile_width": 64,
+        "tile_height": 64,
+        "mask_blur": 4,
+        "tile_padding": 16,
+        "seam_fix_mode": "None",
+        "seam_fix_denoise": 0.4,
+        "seam_fix_width": 32,
+        "seam_fix_mask_blur": 4,
+        "seam_fix_padding": 16,
+        "force_uniform_tiles": True,
+        "tiled_decode": False,
+        "batch_size": 1,
+        **upscale,
+    }
+    return {
+        "1": {"class_type": "TestPicture", "inputs": picture},
+        "2": {"class_type": "FleetDemoModel", "inputs": {}},
+        "3": {"class_type": "TestWatched", "inputs": {"model": ["2", 0], "folder": ""}},
+        "4": text("a small blue circle, center, on white"),
+        "5": text(""),
+        "6": {"class_type": "FleetUpscale", "inputs": inputs},
+    }
+
+
+def text(prompt: str, clip: Sequence[Any] = ("2", 1)) -> dict[str, Any]:
+    return {"class_type": "CLIPTextEncode", "inputs": {"text": prompt, "clip": list(clip)}}

@@ -1,0 +1,144 @@
+"""Nodes for the tests of tiles: exact results on disk, and workers that are slow or die."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import comfy.patcher_extension
+import numpy as np
+import torch
+
+WORKER = os.environ.get("COMFYFLEET_WORKER", "")
+_random = random.Random(os.getpid())
+
+
+class Watched:
+    """A model whose samplings are noted in a folder, and done there as is ordered.
+
+    ``delay`` holds the most seconds that a sampling waits, by chance; ``<worker>.kill`` ends that
+    worker in the middle of its next one; ``<worker>.error`` makes all of its samplings fail.
+    """
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "watch"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",), "folder": ("STRING", {})}}
+
+    def watch(self, model: Any, folder: str) -> tuple[Any]:
+        def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
+            obey(Path(folder))
+            return executor(*args, **kwargs)
+
+        clone = model.clone()
+        kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+        clone.add_wrapper_with_key(kind, "watched", sample)
+        return (clone,)
+
+
+def obey(folder: Path) -> None:
+    with (folder / "samplings").open("a") as file:
+        file.write(f"{WORKER or 'master'}\n")
+    if (folder / "delay").exists():
+        time.sleep(_random.random() * float((folder / "delay").read_text()))
+    if (folder / f"{WORKER}.error").exists():
+        raise ValueError("told to fail")
+    if (folder / f"{WORKER}.kill").exists():
+        (folder / f"{WORKER}.kill").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Dump:
+    """Keeps what arrives as it is: ``<name>.npy``."""
+
+    RETURN_TYPES = ()
+    FUNCTION = "dump"
+    OUTPUT_NODE = True
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": ("*", {}), "path": ("STRING", {})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types: Any) -> bool:
+        return True
+
+    def dump(self, value: Any, path: str) -> dict[str, Any]:
+        tensor = value["samples"] if isinstance(value, dict) else value
+        np.save(path, tensor.cpu().numpy())
+        return {}
+
+
+class Picture:
+    """Pictures of smooth noise, the same everywhere."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "make"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        number = ("INT", {})
+        kinds = {"width": number, "height": number, "count": number, "channels": number}
+        return {"required": kinds}
+
+    def make(self, width: int, height: int, count: int, channels: int) -> tuple[torch.Tensor]:
+        generator = torch.Generator().manual_seed(7)
+        small = torch.rand(count, channels, 2 + height // 16, 2 + width // 16, generator=generator)
+        size = (height, width)
+        large = torch.nn.functional.interpolate(small, size, mode="bicubic").clamp(0, 1)
+        return (large.movedim(1, -1).contiguous(),)
+
+
+class Conditioning:
+    """A conditioning of random numbers, for models without their text encoder."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "make"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"width": ("INT", {"max": 10000}), "seed": ("INT", {})}}
+
+    def make(self, width: int, seed: int) -> tuple[list[Any]]:
+        generator = torch.Generator().manual_seed(seed)
+        return ([[torch.randn(1, 16, width, generator=generator), {}]],)
+
+
+class Region:
+    """The left half of the picture is for this conditioning: an area, or a mask."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "make"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"conditioning": ("CONDITIONING",), "kind": ("STRING", {})}}
+
+    def make(self, conditioning: Any, kind: str) -> tuple[list[Any]]:
+        mask = torch.zeros(1, 64, 64)
+        mask[:, :, :32] = 1
+        extra = {
+            "area": {"area": ("percentage", 1.0, 0.5, 0, 0), "strength": 1.0},
+            "mask": {"mask": mask, "mask_strength": 1.0, "set_area_to_bounds": False},
+        }[kind]
+        return ([[embedding, {**rest, **extra}] for embedding, rest in conditioning],)
+
+
+NODE_CLASS_MAPPINGS = {
+    "TestWatched": Watched,
+    "TestDump": Dump,
+    "TestPicture": Picture,
+    "TestConditioning": Conditioning,
+    "TestRegion": Region,
+}
