@@ -22,7 +22,8 @@ def devices(
     with beds(comfyui, tmp_path_factory.mktemp("devices")) as running:
         for bed in running.values():
             bed.order("delay", "0.05")
-            bed.compute(demo(), ["6", 0])  # models are loaded, workers are there
+        for count in (2, 3):
+            running[count].ready()
         yield running
 
 
@@ -80,11 +81,11 @@ def test_a_worker_that_fails_changes_no_pixel(devices: Mapping[int, Bed]) -> Non
     prompt = demo(mode_type="Chess", seed=10)
     alone = devices[1].compute(prompt, ["6", 0])
     bed = devices[2]
-    bed.order("cpu.error")
+    bed.order("cpu-0.error")
     try:
         assert np.array_equal(bed.compute(prompt, ["6", 0]), alone)
     finally:
-        bed.withdraw("cpu.error")
+        bed.withdraw("cpu-0.error")
 
 
 @pytest.mark.parametrize("name", ["two", "alone"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.support import Master
+from tests.support import Master, wait_until
 
 PACK = Path(__file__).parent / "pack"
 
@@ -25,14 +25,25 @@ class Bed:
     """One ComfyUI, and a folder for orders and results."""
 
     def __init__(
-        self, comfyui: Path, folder: Path, workers: str, flags: Sequence[str] = ()
+        self, comfyui: Path, folder: Path, workers: str, models: Path | None = None
     ) -> None:
         self.folder = folder / "orders"
         self.folder.mkdir(parents=True)
         self._names = itertools.count()
-        self.master = Master(
-            comfyui, folder / "comfyui", workers=workers, packs={"bed": PACK}, flags=flags
-        )
+        if models is not None:
+            (folder / "comfyui").mkdir()
+            (folder / "comfyui" / "models").symlink_to(models)
+        self.master = Master(comfyui, folder / "comfyui", workers=workers, packs={"bed": PACK})
+
+    def ready(self) -> None:
+        """Wait until all workers are there."""
+        self.compute(demo(), ["6", 0])
+
+        def idle() -> bool:
+            workers = self.master.get("/comfyfleet/v1/status")["workers"]
+            return all(worker["state"] == "idle" for worker in workers)
+
+        wait_until(idle, "the workers")
 
     def compute(self, prompt: Prompt, link: Sequence[Any]) -> np.ndarray[Any, Any]:
         """What a link of the prompt gives, exactly."""
@@ -71,13 +82,13 @@ class Bed:
 
 @contextmanager
 def beds(
-    comfyui: Path, folder: Path, counts: Sequence[int] = (1, 2, 3), flags: Sequence[str] = ()
+    comfyui: Path, folder: Path, counts: Sequence[int] = (1, 2, 3), models: Path | None = None
 ) -> Iterator[Mapping[int, Bed]]:
     """A bed for each number of devices."""
     with ExitStack() as stack:
         found = {}
         for count in counts:
-            found[count] = Bed(comfyui, folder / str(count), WORKERS[count], flags)
+            found[count] = Bed(comfyui, folder / str(count), WORKERS[count], models)
             stack.callback(found[count].master.close)
         yield found
 

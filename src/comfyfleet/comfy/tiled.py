@@ -78,14 +78,16 @@ def with_function(vae: Any, function: TileFunction) -> Any:
 def decode_tile(vae: Any, latent: torch.Tensor) -> torch.Tensor:
     """One tile through the VAE's decoder, as ComfyUI's tiled decode calls it, on the CPU."""
     _load(vae, vae.memory_used_decode(latent.shape, vae.vae_dtype))
-    pixels = vae.first_stage_model.decode(latent.to(vae.vae_dtype).to(vae.device))
+    given = latent.contiguous().to(vae.vae_dtype).to(vae.device)
+    pixels = vae.first_stage_model.decode(given)
     return torch.as_tensor(pixels).float().cpu()
 
 
 def encode_tile(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     """One tile, scaled as the VAE wants it, through the encoder; on the CPU."""
     _load(vae, vae.memory_used_encode(pixels.shape, vae.vae_dtype))
-    latent = vae.first_stage_model.encode(pixels.to(vae.vae_dtype).to(vae.device))
+    given = pixels.contiguous().to(vae.vae_dtype).to(vae.device)
+    latent = vae.first_stage_model.encode(given)
     return torch.as_tensor(latent).float().cpu()
 
 
@@ -97,7 +99,9 @@ def _load(vae: Any, memory: float) -> None:
 def upscale_tile(upscale_model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """One tile [1, C, height, width] through an upscale model of spandrel, on the CPU."""
     device = _loaded(upscale_model, pixels)
-    return torch.as_tensor(upscale_model(pixels.to(device).float())).cpu()
+    # As it lies in memory where ComfyUI cuts it out of a picture: kernels are chosen by that.
+    given = pixels.contiguous(memory_format=torch.channels_last)
+    return torch.as_tensor(upscale_model(given.to(device).float())).cpu()
 
 
 def _loaded(upscale_model: Any, pixels: torch.Tensor) -> torch.device:

@@ -194,7 +194,7 @@ class _Sound:
     def _copied(self, reader: Reader, container: Any, source: Any, out: Any) -> Iterator[Any]:
         begin, end = _bounds(reader)
         with container:
-            shift = int(begin / source.time_base)
+            shift = int(reader.window[0] / source.time_base)
             for packet in container.demux(source):
                 if packet.dts is None or not begin <= float(packet.pts * packet.time_base) < end:
                     continue
@@ -205,7 +205,7 @@ class _Sound:
     def _encoded(self, reader: Reader, container: Any, source: Any, out: Any) -> Iterator[Any]:
         begin, end = _bounds(reader)
         with container:
-            shift = int(begin / source.time_base)
+            shift = int(reader.window[0] / source.time_base)
             for frame in container.decode(source):
                 if begin <= (frame.time or 0.0) < end:
                     frame.pts -= shift
@@ -228,5 +228,6 @@ class _Sound:
 
 
 def _bounds(reader: Reader) -> tuple[float, float]:
+    """Which sound is meant; some files begin with sound from before their beginning."""
     begin, length = reader.window
-    return begin, begin + length if length else float("inf")
+    return begin or float("-inf"), begin + length if length else float("inf")

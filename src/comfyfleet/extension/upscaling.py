@@ -246,9 +246,9 @@ class ModelUpscale:
     def scale(self) -> float:
         return float(self.upscale_model.scale)
 
-    def driver(self, picture_HWC: torch.Tensor) -> Driver:
+    def driver(self, picture_1HWC: torch.Tensor) -> Driver:
         """ComfyUI's tiled upscale of one picture."""
-        pixels_1CHW = picture_HWC.movedim(-1, 0)[None]
+        pixels_1CHW = picture_1HWC.movedim(-1, 1)
 
         def drive(function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
             found: torch.Tensor = comfy.utils.tiled_scale(
@@ -263,8 +263,8 @@ class ModelUpscale:
         height, width = (round(side * self.scale) for side in tile.shape[2:])
         return (tile.shape[0], 3, height, width)
 
-    def sheet(self, picture_HWC: torch.Tensor) -> DriverSheet:
-        return DriverSheet(self.driver(picture_HWC), self.shape_of)
+    def sheet(self, picture_1HWC: torch.Tensor) -> DriverSheet:
+        return DriverSheet(self.driver(picture_1HWC), self.shape_of)
 
 
 def run_model(
@@ -304,7 +304,7 @@ def upscale_by_model(
         picture = sheet.joined().movedim(1, -1).clamp(0.0, 1.0)
         whole[next(finished)] = resized(picture, width, height)[0]
 
-    sheets = (how.sheet(picture) for picture in pixels_BHWC)
+    sheets = (how.sheet(picture_1HWC) for picture_1HWC in pixels_BHWC.split(1))
     per_picture = comfy.utils.get_tiled_scale_steps(
         pixels_BHWC.shape[2], pixels_BHWC.shape[1], how.tile, how.tile, how.overlap
     )

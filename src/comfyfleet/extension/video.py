@@ -112,7 +112,7 @@ def upscale_video_by_model(
     def sheets() -> Iterator[Sheet]:
         for frame in reader.frames():
             reel.wait([frame])
-            yield how.sheet(frame.pixels_HWC)
+            yield how.sheet(frame.pixels_HWC[None])
 
     def finish(sheet: Any) -> None:
         assert isinstance(sheet, DriverSheet)

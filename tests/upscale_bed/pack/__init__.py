@@ -135,7 +135,24 @@ class Region:
         return ([[embedding, {**rest, **extra}] for embedding, rest in conditioning],)
 
 
+class Tone:
+    """A sound of some seconds."""
+
+    RETURN_TYPES = ("AUDIO",)
+    FUNCTION = "make"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"seconds": ("FLOAT", {})}}
+
+    def make(self, seconds: float) -> tuple[dict[str, Any]]:
+        wave = torch.sin(torch.arange(int(44100 * seconds)) * 440 / 44100 * 6.2832)
+        return ({"waveform": wave.expand(1, 2, -1), "sample_rate": 44100},)
+
+
 NODE_CLASS_MAPPINGS = {
+    "TestTone": Tone,
     "TestWatched": Watched,
     "TestDump": Dump,
     "TestPicture": Picture,

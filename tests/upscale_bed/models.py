@@ -1,0 +1,89 @@
+"""Writes tiny random models that ComfyUI's stock loaders accept; run with ComfyUI's own classes.
+
+``python models.py COMFYUI FOLDER``: an SD 1.5 of one level, its ControlNet, TAESD, an ESRGAN,
+a video VAE as Wan's.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+#: The widths that ComfyUI knows an SD 1.5 by; the rest is as small as it can be.
+UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [1],
+    "channel_mult": [1],
+    "transformer_depth": [1],
+    "transformer_depth_middle": 1,
+    "use_spatial_transformer": True,
+    "context_dim": 768,
+    "num_heads": 8,
+    "legacy": False,
+}
+
+
+def write_models(comfyui: Path, folder: Path) -> None:
+    """Write them into ComfyUI's model folders below ``folder``."""
+    command = [sys.executable, str(Path(__file__).resolve()), str(comfyui), str(folder)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
+def main(comfyui: str, folder: str) -> None:
+    sys.path.insert(0, comfyui)
+    sys.argv = ["models", "--cpu"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.ops
+    import torch
+    from comfy.cldm.cldm import ControlNet
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from comfy.ldm.wan.vae import WanVAE
+    from comfy.taesd.taesd import TAESD
+    from safetensors.torch import save_file
+    from spandrel.architectures.ESRGAN import ESRGAN
+
+    generator = torch.Generator().manual_seed(3)
+
+    def weight_like(weight: torch.Tensor) -> torch.Tensor:
+        """Numbers that keep activations near 1; no layer is zero, as before a training."""
+        noise = torch.randn(weight.shape, generator=generator)
+        fan = weight[0].numel()
+        return noise * (fan**-0.5 if fan > 1 else 0.05)
+
+    def save(module: torch.nn.Module, place: str) -> None:
+        path = Path(folder) / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        norms = {
+            f"{name}.{weight}"
+            for weight in ("weight", "gamma")
+            for name, part in module.named_modules()
+            if "Norm" in type(part).__name__
+        }
+        weights = {
+            name: weight_like(weight) + (name in norms)
+            for name, weight in module.state_dict().items()
+        }
+        save_file(weights, path)
+
+    ops = comfy.ops.manual_cast
+    unet = UNetModel(**UNET, out_channels=4, operations=ops, transformer_depth_output=[1, 1])
+    save(unet, "diffusion_models/tiny_sd.safetensors")
+    save(ControlNet(**UNET, hint_channels=3, operations=ops), "controlnet/tiny_control.safetensors")
+    taesd = TAESD()
+    save(taesd.taesd_encoder, "vae_approx/taesd_encoder.safetensors")
+    save(taesd.taesd_decoder, "vae_approx/taesd_decoder.safetensors")
+    video = WanVAE(
+        dim=16, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
+        temperal_downsample=[False, True, True], dropout=0.0,
+    )  # fmt: skip
+    save(video, "vae/tiny_wan.safetensors")
+    save(ESRGAN(num_filters=8, num_blocks=1, scale=2), "upscale_models/tiny_esrgan.safetensors")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
