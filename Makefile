@@ -34,7 +34,7 @@ demo: setup  ## Two workers draw 16 pictures from 4 prompts into output/demo/
 	$(BIN)/python demo/demo.py
 
 bench: setup  ## The benchmarks, one JSON line each
-	@for name in dispatch transport fanout sequence cfg batch sampling queue balance idle url chaos; do $(BIN)/comfyfleet bench $$name --json; done
+	@for name in dispatch transport fanout sequence cfg batch sampling queue balance idle url chaos tiles blend vae video; do $(BIN)/comfyfleet bench $$name --json; done
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) .cache output .pytest_cache .mypy_cache .ruff_cache .hypothesis

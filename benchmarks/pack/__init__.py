@@ -21,6 +21,7 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 from benchmarks.pictures import pictures
 
+from .tiles import NODES as TILE_NODES
 from .work import WORKER, BenchPause, BenchWork, die_before_replies
 
 
@@ -118,6 +119,7 @@ NODE_CLASS_MAPPINGS = {
     "BenchPictures": BenchPictures,
     "BenchWork": BenchWork,
     "BenchPause": BenchPause,
+    **TILE_NODES,
 }
 if WORKER:
     die_before_replies()

@@ -14,8 +14,8 @@ from comfyfleet.errors import InputError
 
 #: Benchmarks by name: a module of ``benchmarks`` with ``run(**options) -> dict``.
 NAMES = (
-    "balance", "batch", "cfg", "chaos", "dispatch", "fanout", "hosts", "idle", "queue",
-    "sampling", "sequence", "transport", "url", "wan",
+    "balance", "batch", "blend", "cfg", "chaos", "dispatch", "fanout", "hosts", "idle", "queue",
+    "sampling", "sequence", "tiles", "transport", "url", "vae", "video", "wan",
 )  # fmt: skip
 
 
