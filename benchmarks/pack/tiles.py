@@ -79,7 +79,9 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
         if weight.ndim > 1:
             found[name] = torch.randn(weight.shape) * weight[0].numel() ** -0.5
         else:
-            found[name] = torch.ones_like(weight) if name.endswith("weight") else weight * 0
+            # What is not set is whatever was in memory.
+            norm = name.endswith("weight")
+            found[name] = torch.ones_like(weight) if norm else torch.zeros_like(weight)
     return found
 
 
