@@ -27,15 +27,16 @@ BOUND = 1e-5
 RANKS = [2, 3, 4]
 
 
-def kl(latent_norm: bool = False, **more: object) -> nn.Module:
-    """SD's and SDXL's class, with 32 channels instead of 128."""
+#: SD's and SDXL's layers, with 32 channels instead of 128.
+KL = {"ch": 32, "ch_mult": [1, 2, 2, 2], "num_res_blocks": 1, "attn_resolutions": []}
+KL |= {"resolution": 64, "in_channels": 3, "out_ch": 3, "z_channels": 4, "dropout": 0.0}
+KL["double_z"] = True
+
+
+def kl(**more: object) -> nn.Module:
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
-    options = {"ch": 32, "ch_mult": [1, 2, 2, 2], "num_res_blocks": 1, "attn_resolutions": []}
-    options |= {"resolution": 64, "in_channels": 3, "out_ch": 3, "z_channels": 4, "dropout": 0.0}
-    if latent_norm:
-        options["batch_norm_latent"] = True
-    return AutoencoderKL(ddconfig={**options, "double_z": True, **more}, embed_dim=4)
+    return AutoencoderKL(ddconfig={**KL, **more}, embed_dim=4)
 
 
 def engine() -> nn.Module:
@@ -72,7 +73,7 @@ def taesd() -> nn.Module:
 #: Name -> the model, channels and size of a pixel of its latent.
 MODELS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "kl": (kl, 4, 8),
-    "kl, normed latent": (lambda: kl(latent_norm=True), 16, 16),
+    "kl, normed latent": (lambda: kl(batch_norm_latent=True), 16, 16),
     "kl, split attention": (split_attention, 4, 8),
     "engine": (engine, 16, 2),
     "taesd": (taesd, 16, 8),
