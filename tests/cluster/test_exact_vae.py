@@ -9,6 +9,7 @@ import torch
 
 from tests.parallel_bed.bed import Bed
 from tests.parallel_bed.events import Recording, latent, record
+from tests.parallel_bed.prompts import sampling
 
 pytestmark = pytest.mark.cluster
 
@@ -72,3 +73,18 @@ def test_a_lost_follower_costs_only_time(bed: Bed, what: str, why: str) -> None:
     assert told.endswith("It is repeated.")
     bed.mend()
     assert check(bed, "decode") == [f"Exact decode: {THREE}."]
+
+
+def test_a_worker_keeps_the_model_that_it_samples_with(bed: Bed) -> None:
+    """A workflow that samples and decodes with all devices loads nothing at its second run."""
+
+    loads = []
+    for seed in (2000, 2001):
+        sampled = sampling("sd3", seed=seed, parallel={"strategy": "sequence"})
+        decoded = prompt(bed, "decode", exact=True, seed=seed)
+        decoded["decoded"] = decoded.pop("save")
+        recording = record(bed.master, sampled | decoded)
+        assert f"Exact decode: {THREE}." in recording.texts
+        assert any("ulysses 3" in text for text in recording.texts)
+        loads.append(bed.loads())
+    assert loads[0] == loads[1]

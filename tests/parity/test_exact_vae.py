@@ -158,7 +158,7 @@ def test_nobody_came(bed: Bed):
     with torch.inference_mode():
         found = ExactVAE(bed.vaes[0], gang, bed.told).run("decode", noise(*LATENT))
     bed.check(found, "decode", noise(*LATENT))
-    assert bed.told == ["WARNING: cpu-0 is busy or gone."]
+    assert bed.told == ["WARNING: One device computes: cpu-0 is busy or gone."]
 
 
 def test_what_cannot_be_exact_is_refused():

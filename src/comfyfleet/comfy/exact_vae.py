@@ -106,15 +106,17 @@ class ExactVAE:
         if self._begun:
             return
         self._begun = True
-        world = self._gang.ready()
-        if world is not None:
-            try:
-                self._leader = Leader(world, way=BY_ROWS)
-            except LinkLost as error:
-                world.close()
-                self._go_alone(self._gang.explain(error))
-        if self._gang.note:
-            self._tell(self._gang.note, logging.WARNING)
+        world, note = self._gang.ready(), self._gang.note
+        if world is None:
+            self._go_alone(note or "no worker is free.")
+            return
+        if note:
+            self._tell(note, logging.WARNING)
+        try:
+            self._leader = Leader(world, way=BY_ROWS)
+        except LinkLost as error:
+            world.close()
+            self._go_alone(self._gang.explain(error))
 
     def _go_alone(self, reason: str) -> None:
         self._leave()

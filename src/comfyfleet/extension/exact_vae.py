@@ -15,8 +15,9 @@ from comfyfleet.comfy.exact_vae import ExactVAE, Method, check_exact
 from comfyfleet.config import is_worker
 from comfyfleet.errors import CannotSplit
 from comfyfleet.extension.master import master
+from comfyfleet.extension.parallel import follow_by
 from comfyfleet.fleet.gangs import GangRequest
-from comfyfleet.graph import Prompt, as_link, cut, new_id
+from comfyfleet.graph import Prompt, as_link
 from comfyfleet.parallel.roster import Ticket
 
 logger = logging.getLogger(__name__)
@@ -71,12 +72,8 @@ def _follow_prompt(hidden: Any, method: Method, vae_input: str) -> Callable[[Tic
     if link is None:
         raise CannotSplit(f"nothing is linked to {vae_input!r}, so workers cannot load it.")
 
-    def prompt_of(ticket: Ticket) -> Prompt:
-        inputs = {"vae": list(link), "ticket": ticket.to_json(), "method": method}
-        sink = {"class_type": "FleetFollowVAE", "inputs": inputs}
-        return cut(prompt, sink, new_id(prompt, "follow"))
-
-    return prompt_of
+    inputs = {"vae": list(link), "method": method}
+    return follow_by("FleetFollowVAE", inputs, hidden.unique_id, prompt)
 
 
 def _tell(node_id: str, text: str, level: int) -> None:

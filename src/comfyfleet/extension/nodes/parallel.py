@@ -140,8 +140,7 @@ class FleetFollow(io.ComfyNode):
             inputs=[
                 io.Model.Input("model"),
                 io.String.Input("ticket"),
-                # Never asked for: what they link to stays in ComfyUI's cache.
-                *(io.Model.Input(f"kept_{i}", optional=True, lazy=True) for i in range(MAX_KEPT)),
+                *_kept_inputs(),
             ],
         )
 
@@ -176,16 +175,26 @@ class FleetFollowVAE(io.ComfyNode):
                 io.Vae.Input("vae"),
                 io.String.Input("ticket"),
                 io.Combo.Input("method", options=["decode", "encode"]),
+                *_kept_inputs(),
             ],
         )
 
     @classmethod
-    def execute(cls, vae: Any, ticket: str, method: Any) -> io.NodeOutput:
+    def check_lazy_status(cls, **_inputs: Any) -> list[str]:
+        return []
+
+    @classmethod
+    def execute(cls, vae: Any, ticket: str, method: Any, **_kept: Any) -> io.NodeOutput:
         _check_place()
         from comfyfleet.comfy.follow import follow_vae
 
         follow_vae(vae, method, Ticket.from_json(ticket), Path(os.environ[SESSION_MARK]))
         return io.NodeOutput()
+
+
+def _kept_inputs() -> list[Any]:
+    """Inputs that are never asked for: what they link to stays in ComfyUI's cache."""
+    return [io.AnyType.Input(f"kept_{i}", optional=True, lazy=True) for i in range(MAX_KEPT)]
 
 
 def _check_place() -> None:
