@@ -18,8 +18,8 @@ from comfyfleet.parallel.plans import find_plan
 from comfyfleet.parallel.roster import Ticket
 from comfyfleet.parallel.strategy import AXES, Wish
 
-#: Our node, whose models a worker should keep while it follows with another.
-PARALLEL_NODE = "FleetParallelModel"
+#: Our nodes with gangs, and their inputs whose models a worker keeps while it follows with others.
+GANG_NODES = {"FleetParallelModel": "model", "FleetVAEDecode": "vae", "FleetVAEEncode": "vae"}
 #: As many other models as a follow node has inputs for.
 MAX_KEPT = 8
 
@@ -106,22 +106,32 @@ def follow_prompt(node_id: str, prompt: Mapping[str, Any]) -> Callable[[Ticket],
     """A ticket -> what a follower runs to get the model of this node and to serve it."""
     link = as_link(prompt[node_id]["inputs"]["model"])
     assert link is not None
+    return follow_by("FleetFollow", {"model": list(link)}, node_id, prompt)
+
+
+def follow_by(
+    class_type: str, inputs: Mapping[str, Any], node_id: str, prompt: Mapping[str, Any]
+) -> Callable[[Ticket], Prompt]:
+    """A ticket -> the graph upstream of a follow node with these inputs."""
     kept = _other_models(prompt, node_id)
+    whole = {**inputs, **{f"kept_{i}": list(other) for i, other in enumerate(kept)}}
 
     def prompt_of(ticket: Ticket) -> Prompt:
-        inputs = {"model": list(link), "ticket": ticket.to_json()}
-        inputs |= {f"kept_{i}": list(other) for i, other in enumerate(kept)}
-        sink = {"class_type": "FleetFollow", "inputs": inputs}
+        sink = {"class_type": class_type, "inputs": {**whole, "ticket": ticket.to_json()}}
         return cut(prompt, sink, new_id(prompt, "follow"))
 
     return prompt_of
 
 
 def _other_models(prompt: Mapping[str, Any], node_id: str) -> list[Link]:
-    """The models of the other Parallel Model nodes: ComfyUI forgets what a prompt does not name."""
-    nodes = [n for i, n in prompt.items() if n["class_type"] == PARALLEL_NODE and i != node_id]
-    links = [as_link(node["inputs"].get("model")) for node in nodes]
-    return [link for link in links if link is not None][:MAX_KEPT]
+    """What the other nodes with gangs use: ComfyUI forgets what a prompt does not name."""
+    others = [node for key, node in prompt.items() if key != node_id]
+    found = [
+        as_link(node["inputs"].get(GANG_NODES[node["class_type"]]))
+        for node in others
+        if node["class_type"] in GANG_NODES
+    ]
+    return list(dict.fromkeys(link for link in found if link is not None))[:MAX_KEPT]
 
 
 def describe(wish: Wish, weights: Mapping[str, float], patcher: Any, account: Account) -> str:

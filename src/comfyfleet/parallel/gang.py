@@ -58,6 +58,30 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """How the ranks of a sequence group compute one forward together; each gets the whole call.
+
+    The first of them must have the whole output. ``check`` raises CannotSplit for a model that it
+    does not know.
+    """
+
+    check: Callable[[nn.Module], object]
+    compute: Callable[[SequenceMesh, nn.Module, Forward, Call], Tensor]
+
+
+def _check_tokens(model: nn.Module) -> None:
+    find_plan(model)
+
+
+def _by_tokens(mesh: SequenceMesh, model: nn.Module, forward: Forward, call: Call) -> Tensor:
+    return sequence_forward(find_plan(model), mesh, model, forward, call)
+
+
+#: The tokens of a diffusion model, by its plan.
+BY_TOKENS = Way(_check_tokens, _by_tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class _Part:
     """What one sequence group computes."""
 
@@ -65,20 +89,24 @@ class _Part:
     ranks: tuple[int, ...]
     call: Call
 
-    def compute(self, world: World, model: nn.Module, forward: Forward) -> Tensor:
+    def compute(self, way: Way, world: World, model: nn.Module, forward: Forward) -> Tensor:
         if len(self.ranks) == 1:
             return forward(*self.call.args, **self.call.kwargs)
         mesh = SequenceMesh(world, self.split.dims, self.split.weights_of(self.ranks))
-        return sequence_forward(find_plan(model), mesh, model, forward, self.call)
+        return way.compute(mesh, model, forward, self.call)
 
 
 class Leader:
     """Rank 0. Its forwards are shared with the followers of its world."""
 
-    def __init__(self, world: World, strip: Change = _as_it_is) -> None:
-        """``strip`` leaves out of a forward's arguments what followers have or need not have."""
+    def __init__(self, world: World, strip: Change = _as_it_is, way: Way = BY_TOKENS) -> None:
+        """``strip`` leaves out of a forward's arguments what followers have or need not have.
+
+        Followers must go the same ``way``.
+        """
         self.world = world
         self._strip = strip
+        self._way = way
         #: Bytes of tensors that went to followers.
         self.bytes_sent = 0
         self._memory = Memory()
@@ -103,7 +131,7 @@ class Leader:
         stays usable); LinkLost (it does not).
         """
         if split.dims.sequence > 1:
-            find_plan(model)
+            self._way.check(model)
         whole = split_batch(call, split.batch_weights(cfg)) if split.dims.batch > 1 else None
         calls = [call] if whole is None else whole.calls
         parts = [
@@ -162,7 +190,7 @@ class Leader:
             return None
         if 0 in part.ranks:
             try:
-                return part.compute(self.world, model, forward)
+                return part.compute(self._way, self.world, model, forward)
             except CannotSplit as error:
                 return error
         with waiting():
@@ -176,7 +204,14 @@ class Follower:
     ``prepare`` completes the arguments of a forward with what only this process has.
     """
 
-    def __init__(self, world: World, model: nn.Module, prepare: Change = _as_it_is) -> None:
+    def __init__(
+        self,
+        world: World,
+        model: nn.Module,
+        prepare: Change = _as_it_is,
+        way: Way = BY_TOKENS,
+    ) -> None:
+        self._way = way
         self._world = world
         self._model = model
         self._prepare = prepare
@@ -203,7 +238,7 @@ class Follower:
         part = _Part(split, tuple(message["ranks"]), call)
         answer: dict[str, Any] = {"output": None, "error": None}
         try:
-            answer["output"] = part.compute(self._world, self._model, forward)
+            answer["output"] = part.compute(self._way, self._world, self._model, forward)
         except CannotSplit as error:
             answer["error"] = str(error)
         if part.ranks[0] == self._world.place.rank:

@@ -7,6 +7,7 @@ from comfy.cli_args import LatentPreviewMethod, args
 
 from .patches import Patched
 from .traps import Trap
+from .vaes import Vae, VaeWork
 
 if args.preview_method is LatentPreviewMethod.NoPreviews:  # the command line wins
     args.preview_method = LatentPreviewMethod.Latent2RGB
@@ -68,4 +69,6 @@ NODE_CLASS_MAPPINGS = {
     "TestPicture": Picture,
     "TestPatch": Patched,
     "TestTrap": Trap,
+    "TestVAE": Vae,
+    "TestVAEWork": VaeWork,
 }

@@ -14,7 +14,7 @@ from comfyfleet.extension.nodes.collector import (
 from comfyfleet.extension.nodes.demo import FleetDemoModel
 from comfyfleet.extension.nodes.internal import FleetReturn, FleetSeedOffset, FleetShipped
 from comfyfleet.extension.nodes.legacy import LEGACY_NODES
-from comfyfleet.extension.nodes.parallel import FleetFollow, FleetParallelModel
+from comfyfleet.extension.nodes.parallel import FleetFollow, FleetFollowVAE, FleetParallelModel
 from comfyfleet.extension.nodes.split import FleetSplit
 from comfyfleet.extension.nodes.tiles import FleetSampleTiles, FleetSpread, FleetUpscaleTiles
 from comfyfleet.extension.nodes.upscale import FleetModelUpscale, FleetUpscale
@@ -53,6 +53,7 @@ NODES = [
     FleetSeedOffset,
     FleetShipped,
     FleetFollow,
+    FleetFollowVAE,
     FleetSpread,
     FleetSampleTiles,
     FleetUpscaleTiles,

@@ -140,8 +140,7 @@ class FleetFollow(io.ComfyNode):
             inputs=[
                 io.Model.Input("model"),
                 io.String.Input("ticket"),
-                # Never asked for: what they link to stays in ComfyUI's cache.
-                *(io.Model.Input(f"kept_{i}", optional=True, lazy=True) for i in range(MAX_KEPT)),
+                *_kept_inputs(),
             ],
         )
 
@@ -151,10 +150,53 @@ class FleetFollow(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, ticket: str, **_kept: Any) -> io.NodeOutput:
-        if not is_worker():
-            raise InputError("Fleet Follow runs on workers only; ComfyFleet places it by itself.")
+        _check_place()
         # Only now: it is for workers alone.
         from comfyfleet.comfy.follow import follow
 
         follow(model, Ticket.from_json(ticket), Path(os.environ[SESSION_MARK]))
         return io.NodeOutput()
+
+
+class FleetFollowVAE(io.ComfyNode):
+    """The end of a follower's graph: decodes or encodes rows of pictures with a leader."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FleetFollowVAE",
+            display_name="Fleet Follow VAE (internal)",
+            category=INTERNAL,
+            description="Computes rows of a picture together with the ComfyUI that decodes or "
+            "encodes it. ComfyFleet adds it by itself.",
+            is_output_node=True,
+            not_idempotent=True,
+            inputs=[
+                io.Vae.Input("vae"),
+                io.String.Input("ticket"),
+                io.Combo.Input("method", options=["decode", "encode"]),
+                *_kept_inputs(),
+            ],
+        )
+
+    @classmethod
+    def check_lazy_status(cls, **_inputs: Any) -> list[str]:
+        return []
+
+    @classmethod
+    def execute(cls, vae: Any, ticket: str, method: Any, **_kept: Any) -> io.NodeOutput:
+        _check_place()
+        from comfyfleet.comfy.follow import follow_vae
+
+        follow_vae(vae, method, Ticket.from_json(ticket), Path(os.environ[SESSION_MARK]))
+        return io.NodeOutput()
+
+
+def _kept_inputs() -> list[Any]:
+    """Inputs that are never asked for: what they link to stays in ComfyUI's cache."""
+    return [io.AnyType.Input(f"kept_{i}", optional=True, lazy=True) for i in range(MAX_KEPT)]
+
+
+def _check_place() -> None:
+    if not is_worker():
+        raise InputError("Fleet Follow runs on workers only; ComfyFleet places it by itself.")
