@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -19,6 +20,16 @@ def note(file: str, what: str = "") -> None:
     """Add a line to a file: the name of this process, and what it has to say."""
     with Path(file).open("a") as log:
         log.write(f"{os.environ.get('COMFYFLEET_WORKER') or 'master'} {what}".strip() + "\n")
+
+
+def wait_for(condition, what):
+    """Poll until the condition holds."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited for {what}")
+        time.sleep(0.01)
 
 
 class Encode:
@@ -85,6 +96,33 @@ class Noted:
         return (image,)
 
 
+class Tight:
+    """A picture as it is, but workers run out of memory with too many of them.
+
+    It notes how many there are, and then waits until the notes say something.
+    """
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        waits = {"worker_waits": TEXT, "master_waits": TEXT}
+        return {"required": {"image": ("IMAGE",), "most": COUNT, "file": TEXT}, "optional": waits}
+
+    def run(self, image, most, file, worker_waits="", master_waits=""):
+        on_worker = bool(os.environ.get("COMFYFLEET_WORKER"))
+        note(file, str(image.shape[0]))
+        if on_worker and image.shape[0] > most:
+            raise torch.OutOfMemoryError(f"no memory for {image.shape[0]} pictures")
+        wait_for(
+            lambda: re.search(worker_waits if on_worker else master_waits, Path(file).read_text()),
+            f"{worker_waits or master_waits} in {file}",
+        )
+        return (image,)
+
+
 class Meet:
     """Waits until so many nodes of this kind run at the same moment, wherever they are."""
 
@@ -98,12 +136,7 @@ class Meet:
 
     def run(self, image, folder, name, count):
         note(str(Path(folder) / name))
-        deadline = time.monotonic() + PATIENCE_S
-        while len(list(Path(folder).iterdir())) < count:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{name} waited for {count} in {folder}")
-            time.sleep(0.01)
+        wait_for(lambda: len(list(Path(folder).iterdir())) >= count, f"{count} in {folder}")
         return (image,)
 
 
@@ -129,6 +162,7 @@ NODE_CLASS_MAPPINGS = {
     "TestAttach": Attach,
     "TestFrames": Frames,
     "TestNoted": Noted,
+    "TestTight": Tight,
     "TestMeet": Meet,
     "TestFail": Fail,
 }

@@ -15,6 +15,7 @@ import pytest
 import zstandard
 from aiohttp import web
 
+from comfyfleet.client.follower import PromptFailed
 from comfyfleet.client.setup import Setup
 from comfyfleet.errors import ComfyFleetError, InputError, Unfit, Unreachable
 from comfyfleet.work import HISTORY, Mirrored, Told
@@ -278,6 +279,24 @@ def test_an_error_steers_no_terminal() -> None:
         play(hostile, run_unit)
     text = str(caught.value)
     assert "\x1b" not in text and "\x07" not in text and len(text) < 300_000
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA out of memory. Tried to allocate 20.00 MiB",
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes.",
+        "Could not allocate tensor. There is not enough GPU video memory available!",
+        "Allocation on device 0 would exceed allowed memory.",
+    ],
+)
+def test_want_of_memory_is_known_in_everybodys_words(said: str) -> None:
+    hostile = Hostile()
+    data = {"exception_type": "RuntimeError", "exception_message": said, "prompt_id": "mine"}
+    hostile.events = [{"type": "execution_error", "data": data}]
+    with pytest.raises(PromptFailed) as caught:
+        play(hostile, run_unit)
+    assert caught.value.failure.kind == "out_of_memory"
 
 
 def test_a_flood_of_events_ends(monkeypatch: pytest.MonkeyPatch) -> None:

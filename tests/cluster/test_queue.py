@@ -406,6 +406,36 @@ def test_a_disabled_worker_gets_nothing_until_it_is_enabled(shared: Master, gate
         shared.finish(prompt_id)
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/free", {"unload_models": True, "free_memory": True}),
+        ("/comfyfleet/v1/workers/cpu-0/free", {}),
+        ("/comfyfleet/v1/workers/all/free", {}),
+    ],
+    ids=["comfyui", "one", "all"],
+)
+def test_free_memory_reaches_workers(
+    shared: Master, gates: Gates, path: str, asked: dict[str, Any]
+) -> None:
+    """What a worker has cached is what it holds besides models."""
+    prompt = gates.prompt("kept", len(path))
+    gates.open("kept")
+
+    def is_computed() -> bool:
+        gates.forget("kept")
+        shared.run(prompt)
+        return gates.reached("kept")
+
+    shared.post("/comfyfleet/v1/workers/cpu-1/disable", {})
+    try:
+        assert is_computed() and not is_computed()
+        shared.post(path, asked)
+        wait_until(is_computed, "cpu-0 to have freed its memory", 30)
+    finally:
+        shared.post("/comfyfleet/v1/workers/cpu-1/enable", {})
+
+
 def test_a_run_can_be_cancelled_by_its_id(shared: Master, gates: Gates) -> None:
     prompt_id = shared.queue(gates.prompt("cancelled", 80))
     gates.wait("cancelled")

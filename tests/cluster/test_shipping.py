@@ -105,6 +105,69 @@ def test_a_batch_comes_back_in_order(
     assert pixels(master.files(entry, "5")) == pixels(master.files(master.run(whole), "5"))
 
 
+def tight(notes: Path, count: int, size: int, **node_inputs: Any) -> Any:
+    """Frames in slices of a size for which workers may have too little memory."""
+    frames = node("TestFrames", name="tight", count=count, file=str(notes.with_name("made")))
+    work = node("TestTight", image=["2", 0], file=str(notes), **node_inputs)
+    return split(frames, size, **{"3": work})
+
+
+def whole_of(master: Master, prompt: Any) -> Any:
+    """The pictures of the frames that a prompt cuts."""
+    alone = {"1": prompt["1"], "5": node("SaveImage", images=["1", 0], filename_prefix="whole")}
+    return pixels(master.files(master.run(alone), "5"))
+
+
+def last_run(master: Master) -> dict[str, Any]:
+    run: dict[str, Any] = master.get("/comfyfleet/v1/status")["runs"][-1]
+    return run
+
+
+def test_a_slice_that_needs_too_much_memory_is_computed_in_parts(
+    master: Master, tmp_path: Path
+) -> None:
+    prompt = tight(tmp_path / "notes", 13, 6, most=2)
+    prompt["4"]["inputs"]["delegate"] = True
+    entry = master.run(prompt)
+    assert pixels(master.files(entry, "5")) == whole_of(master, prompt)
+    counts = [int(line.split()[1]) for line in (tmp_path / "notes").read_text().splitlines()]
+    # The first of two slices of 6 was tried by both, and once more; the other one was known to be
+    # too large after one or two of these. The last slice has one item.
+    assert 4 <= counts.count(6) <= 6 and sum(n for n in counts if n <= 2) == 13
+    run, log = last_run(master), master.log.read_text()
+    assert (run["outcome"], run["units"], run["units_halved"]) == ("done", 9, 6)
+    assert "no worker has the memory for its 6 items; it goes on as units of 3 and 3" in log
+
+
+def test_the_master_takes_parts_too(master: Master, tmp_path: Path) -> None:
+    prompt = tight(
+        tmp_path / "notes",
+        16,
+        8,
+        most=1,
+        worker_waits=r"master [124]\b",
+        master_waits=r"cpu-\d 1\b",
+    )
+    entry = master.run(prompt)
+    assert pixels(master.files(entry, "5")) == whole_of(master, prompt)
+
+
+def test_parts_must_be_what_the_slice_would_have_been(master: Master, tmp_path: Path) -> None:
+    prompt = tight(tmp_path / "notes", 8, 4, most=3)
+    prompt["7"] = node("ImageFromBatch", image=["3", 0], batch_index=0, length=1)
+    prompt["4"]["inputs"] |= {"images": ["7", 0], "delegate": True}
+    error = error_of(master.finish(master.queue(prompt)))
+    assert "2 of its items gave 1 images" in error and "Fleet Split's size" in error
+
+
+def test_lists_have_one_entry_per_slice_so_none_is_cut(master: Master, tmp_path: Path) -> None:
+    prompt = tight(tmp_path / "notes", 8, 4, most=3)
+    prompt["4"]["inputs"]["delegate"] = True
+    prompt["5"]["inputs"]["images"] = ["4", 2]
+    error = error_of(master.finish(master.queue(prompt)))
+    assert "ran out of memory on 2 workers" in error and "no memory for 4 pictures" in error
+
+
 def test_slices_of_latents_have_the_noise_of_the_whole_batch(master: Master) -> None:
     prompt = prompts.demo(steps=2, seed=9)
     prompt["4"]["inputs"]["batch_size"] = 5

@@ -10,7 +10,7 @@ from comfyfleet.errors import RunError
 
 torch = pytest.importorskip("torch")
 
-from comfyfleet.comfy.join import join_audio, join_images, list_images  # noqa: E402
+from comfyfleet.comfy.join import check_parts, join_audio, join_images, list_images  # noqa: E402
 
 DTYPES = ["float32", "float16", "bfloat16", "float64", "uint8"]
 
@@ -156,6 +156,13 @@ def test_sounds_that_differ_are_told_with_their_shares(other: Any, form: str) ->
 
 def test_sounds_that_differ_are_not_sent_to_an_output_for_images() -> None:
     assert "images_list" not in message_of(join_audio, [[sound(0)], [sound(0, rate=8000)]])
+
+
+def test_a_part_must_give_a_picture_for_each_item() -> None:
+    shares = [[images(0, batch=5)], [images(1, batch=2)], [images(2), images(3)]]
+    check_parts(shares, [None, 2, 2])
+    with pytest.raises(RunError, match="3 of its items gave 2 images"):
+        check_parts(shares, [None, 2, 3])
 
 
 @pytest.mark.parametrize("shares", [[], [[]], [[], []]])

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from comfyfleet.comfy.slices import count_items, slice_items
+from comfyfleet.comfy.slices import count_items, part_of, slice_items
 
 
 def cut(entries: list[Any], size: int) -> list[list[Any]]:
@@ -57,3 +57,11 @@ def test_a_list_is_cut_by_its_entries() -> None:
 def test_what_has_no_batch_is_one_item(value: Any) -> None:
     assert count_items([value]) == 1
     assert slice_items([value], 0, 1)[0] is value
+
+
+def test_a_part_of_a_slice_has_its_place_in_the_whole_batch() -> None:
+    (whole,) = slice_items([{"samples": torch.rand(9, 4, 8, 8)}], 3, 9)
+    (part,) = part_of([whole], 0, 2, 5)
+    assert part["batch_index"] == [5, 6, 7]
+    assert torch.equal(part["samples"], whole["samples"][2:5])
+    assert (part_of([3], 1, 2, 5), part_of([6], 2, 2, 5)) == ([5], [3])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, Literal
 
 import pytest
 
@@ -24,6 +24,8 @@ from comfyfleet.work import (
     FailRun,
     Failure,
     FinishRun,
+    Halve,
+    Halved,
     Heal,
     Mirrored,
     Quarantine,
@@ -44,6 +46,7 @@ from comfyfleet.work import (
     WorkerReturned,
 )
 from comfyfleet.work import RunCancelled as RunCancelledEvent
+from tests.work.fleet import halve
 
 TOKEN = "comfy-org-token-4711"
 
@@ -82,6 +85,8 @@ class Bed:
                     self.ledger.end(run_id, RunFailed(message))
                 case CancelRun(run_id=run_id, reason=reason):
                     self.ledger.end(run_id, RunCancelled(reason))
+                case Halved():
+                    self.ledger.note_halved(instruction)
                 case Quarantine() | Heal():
                     self.ledger.note(instruction)
         self.ledger.sync()
@@ -94,8 +99,8 @@ class Bed:
         delivery = Delivery(unit=unit, worker_id=worker_id, seconds=seconds, result=result)
         self.tell("delivered", worker_id, unit, delivery=delivery)
 
-    def submit(self, *units: Unit, lane: str = "") -> None:
-        event = RunSubmitted(run_id=units[0].run_id, units=units, lane=lane)
+    def submit(self, *units: Unit, lane: str = "", halve: Halve | None = None) -> None:
+        event = RunSubmitted(run_id=units[0].run_id, units=units, lane=lane, halve=halve)
         self.ledger.begin(event)
         self.handle(event)
 
@@ -103,8 +108,11 @@ class Bed:
         self.handle(UnitProgress(worker_id=worker_id, unit_id=unit.id, fraction=fraction))
         self.tell("progress", worker_id, unit, fraction=fraction)
 
-    def fail(self, worker_id: str, unit: Unit, message: str = "no luck") -> None:
-        failure = Failure(message=message, traceback=f"Traceback: {message}")
+    def fail(
+        self, worker_id: str, unit: Unit, message: str = "no luck", *, short: bool = False
+    ) -> None:
+        kind: Literal["error", "out_of_memory"] = "out_of_memory" if short else "error"
+        failure = Failure(message=message, traceback=f"Traceback: {message}", kind=kind)
         failure = without_secrets(failure, unit)
         self.tell("failed", worker_id, unit, failure=failure)
         self.handle(UnitFailed(worker_id=worker_id, unit_id=unit.id, failure=failure))
@@ -363,6 +371,20 @@ def test_a_run_of_many_units_shows_its_latest_starts(bed: Bed) -> None:
                 bed.done(worker_id, held)
     run = bed.run()
     assert (run.num_attempts, len(run.attempts), run.units_done) == (150, 100, 150)
+
+
+def test_a_unit_in_halves_is_said(bed: Bed) -> None:
+    whole = replace(unit(), items=4)
+    bed.submit(whole, halve=halve)
+    for worker_id in ("a", "b", "a"):
+        bed.fail(worker_id, whole, "no memory", short=True)
+    (told,) = [event.data for event in bed.events() if event.kind == "unit.halved"]
+    assert (told["run"], told["unit"], told["into"], told["items"]) == ("r", 0, [1, 2], [2, 2])
+    for index, worker_id in ((1, "a"), (2, "b")):
+        bed.done(worker_id, replace(unit(index), items=2))
+    run = bed.run()
+    assert (run.outcome, run.units, run.units_done, run.units_halved) == ("done", 2, 2, 1)
+    assert [attempt.outcome for attempt in run.attempts] == ["failed"] * 3 + ["done"] * 2
 
 
 def test_events_come_in_order_and_say_what_a_snapshot_says(bed: Bed) -> None:

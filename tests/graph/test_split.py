@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyfleet.errors import InputError
-from comfyfleet.graph import find_splits, slice_bounds, slices_nodes, stand_in, vary
+from comfyfleet.graph import (
+    find_splits,
+    part_of_slices,
+    slice_bounds,
+    slices_nodes,
+    stand_in,
+    vary,
+)
 from comfyfleet.graph.split import MAX_CHOSEN_SIZE
 from tests.graph.prompts import node
 
@@ -64,3 +71,17 @@ def test_each_share_sees_its_own_slice() -> None:
             node("FleetShipped", digest=own[0]),
             node("FleetShipped", digest=own[1]),
         ]
+
+
+def test_a_part_of_a_share_is_made_of_its_slices() -> None:
+    prompt = {
+        "1": node("FleetSplit", batch=["0", 0], size=4),
+        "2": node("A", x=["1", 0], n=["1", 2]),
+    }
+    digests = [["a0", "i0", "c"], ["a1", "i1", "c"]]
+    sliced = stand_in(prompt, slices_nodes("1", digests))
+    part = vary(part_of_slices(sliced, 2, 4), 1)
+    for name, slot in (("x", 0), ("n", 2)):
+        inputs = part[part["2"]["inputs"][name][0]]["inputs"]
+        assert part[inputs["value"][0]] == node("FleetShipped", digest=digests[1][slot])
+        assert (inputs["slot"], inputs["first"], inputs["last"]) == (slot, 2, 4)

@@ -32,6 +32,10 @@ class Gates:
     def reached(self, name: str) -> bool:
         return bool(self.who(name))
 
+    def forget(self, name: str) -> None:
+        """Nobody has come to the gate so far."""
+        (self._folder / f"{name}.reached").unlink(missing_ok=True)
+
     def who(self, name: str) -> str:
         """Who has come to the gate; empty if nobody has."""
         path = self._folder / f"{name}.reached"

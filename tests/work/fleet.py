@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from comfyfleet.work import (
     Deliver,
     Discard,
@@ -100,6 +102,15 @@ class Fleet:
 def make_units(num, run_id="r", model="", cost=1.0):
     return tuple(
         Unit(run_id=run_id, index=i, prompt={}, model_key=model, cost=cost) for i in range(num)
+    )
+
+
+def halve(unit, index):
+    """Its halves; a second half has the odd item."""
+    first = unit.items // 2
+    return (
+        replace(unit, index=index, items=first, cost=unit.cost / 2),
+        replace(unit, index=index + 1, items=unit.items - first, cost=unit.cost / 2),
     )
 
 

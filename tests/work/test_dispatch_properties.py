@@ -18,6 +18,7 @@ from comfyfleet.work import (
     FailRun,
     Failure,
     FinishRun,
+    Halved,
     Heal,
     Interrupt,
     Policy,
@@ -37,6 +38,7 @@ from comfyfleet.work import (
     WorkerPaused,
     WorkerResumed,
 )
+from tests.work.fleet import halve
 
 _POLICY = Policy(
     min_deadline_s=5.0,
@@ -105,6 +107,10 @@ class AnyStory(RuleBasedStateMachine):
                 case Deliver(unit=unit):
                     assert not self.fates[unit.run_id]
                     self.delivered[unit.id] += 1
+                case Halved(unit=unit, halves=halves):
+                    assert unit.items == sum(half.items for half in halves)
+                    assert unit.id not in self.delivered
+                    self.runs[unit.run_id] += 1
                 case Discard():
                     assert isinstance(event, UnitDone)
                 case FinishRun(run_id=run_id):
@@ -175,6 +181,15 @@ class AnyStory(RuleBasedStateMachine):
         units = self.units_of(run_id, models, cost, more)
         event = RunSubmitted(run_id=run_id, units=units, lane=lane, priority=priority, more=more)
         self.feed(event)
+
+    @rule(items=st.lists(st.integers(1, 9), min_size=1, max_size=4), lane=_LANES)
+    def submit_slices(self, items, lane):
+        run_id = self.name("r")
+        self.runs[run_id] = len(items)
+        units = tuple(
+            Unit(run_id=run_id, index=i, prompt={}, items=num) for i, num in enumerate(items)
+        )
+        self.feed(RunSubmitted(run_id=run_id, units=units, lane=lane, halve=halve))
 
     def units_of(self, run_id, models, cost, more):
         first = self.runs.get(run_id, 0)

@@ -34,8 +34,12 @@ _ENDED_BADLY = ("execution_error", "execution_interrupted")
 #: Events that ComfyUI sends to its clients whether they have a prompt or not.
 _ABOUT_THE_SERVER = ("status", "feature_flags", "logs")
 
-#: How torch, CUDA and Python say it.
-_OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|MemoryError|Allocation on device", re.I)
+#: How torch, its allocators for CPU and DirectML, CUDA and Python say it.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|OutOfMemory|MemoryError|Allocation on device|can't allocate memory"
+    r"|not enough (?:GPU video )?memory",
+    re.I,
+)
 #: Of an error's text and traceback.
 _MAX_TEXT = 100_000
 #: Beyond these a worker floods us: at once, and further ones per second. A tiny model's sampler

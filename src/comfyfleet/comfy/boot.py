@@ -7,6 +7,7 @@ only the main thread may do. ComfyUI's event loop then runs in a thread of its o
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import logging
 import os
@@ -82,6 +83,7 @@ def boot(comfyui: Path, flags: Sequence[str], *, pack: Path, folder: Path) -> Ru
         _end_with(main.prompt_worker)
         _wait_until_listening(port.number, thread)
     _kept_streams.extend([sys.stdout, sys.stderr])
+    _keep_from_collector()
     version = importlib.import_module("comfyui_version").__version__
     return RunningComfy(loop=loop, port=port.number, version=version)
 
@@ -164,6 +166,15 @@ def _end_with(prompt_worker: Any) -> None:
 
     for thread in running:
         threading.Thread(target=watch, args=(thread,), daemon=True).start()
+
+
+def _keep_from_collector() -> None:
+    """Let garbage collections pass over what was imported: it stays until this process ends.
+
+    ComfyUI collects after prompts, every ten seconds, and went through all of it each time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _wait_until_listening(port: int, thread: threading.Thread) -> None:

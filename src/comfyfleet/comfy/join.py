@@ -27,6 +27,21 @@ def join_images(shares: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
     return torch.cat(images, out=_memory((batch, *images[0].shape[1:]), images[0].dtype))
 
 
+def check_parts(shares: Sequence[Sequence[torch.Tensor]], items: Sequence[int | None]) -> None:
+    """Raise RunError if a part of a slice did not give a picture for each of its items.
+
+    Then the parts are not what the slice would have been. ``items``: None for what is no part.
+    """
+    for images, num in zip(shares, items, strict=True):
+        found = sum(image.shape[0] for image in images)
+        if num is not None and found != num:
+            raise RunError(
+                "no worker had the memory for a slice, and it was computed in smaller parts; but "
+                f"{num} of its items gave {found} images, so its nodes need it whole. Set the "
+                "Fleet Split's size to fewer items, or free memory on a worker."
+            )
+
+
 def list_images(shares: Sequence[Sequence[torch.Tensor]], batch: object) -> list[torch.Tensor]:
     """All shares' image batches, each as it is: slices of their joined batch if there is one."""
     images = [image for share in shares for image in share]

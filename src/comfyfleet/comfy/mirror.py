@@ -33,7 +33,8 @@ class Shelf:
         self._kept_bytes = kept_bytes
         #: Path -> time of change and size when it was told, in that order.
         self._told: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        #: What lay there before is no result of this process; its prompts told of it, or nobody.
+        #: What was there by then is nobody's result: it is older than this process, or of a prompt
+        #: that failed here.
         self._since = time.time_ns()
         #: What was named as saved, and never was there: its disk may be full, or gone.
         self.missing: list[str] = []
@@ -58,8 +59,12 @@ class Shelf:
         return tuple(found)
 
     def _is_new(self, path: Path) -> bool:
-        """Did it come, by whatever way, since this began? A copy keeps its time of change."""
+        """Did it come, by whatever way, since then? A copy keeps its time of change."""
         return path.stat().st_ctime_ns >= self._since
+
+    def write_off(self) -> None:
+        """A prompt failed: what comes back of it with a disk that was gone is not of the next."""
+        self._since = time.time_ns()
 
     def tidy(self) -> None:
         """Empty the oldest files beyond what is kept. Their names stay taken."""
@@ -101,7 +106,15 @@ class MirrorRunner:
         Raises ComfyFleetError too if a file that was saved is not there.
         """
         self._shelf.missing.clear()
+        try:
+            await self._run(prompt, asked, on_progress, tell)
+        except BaseException:
+            self._shelf.write_off()
+            raise
 
+    async def _run(
+        self, prompt: Prompt, asked: Mirrored, on_progress: OnProgress, tell: Tell
+    ) -> None:
         def on_message(message: Message) -> None:
             event, data = message
             named = event == "executed" and isinstance(data.get("output"), Mapping)

@@ -33,6 +33,13 @@ def slice_items(entries: Sequence[Any], start: int, stop: int) -> list[Any]:
     return [{**value, "waveform": value["waveform"][start:stop]}]
 
 
+def part_of(entries: Sequence[Any], slot: int, first: int, last: int) -> list[Any]:
+    """What an output of a Fleet Split is for some items of the slice that it is for."""
+    if slot == 0:
+        return slice_items(entries, first, last)
+    return [entries[0] + first] if slot == 1 else [last - first]
+
+
 def _batch_of(value: Any) -> torch.Tensor | None:
     """The tensor whose first dimension counts the items; None for what is one item."""
     if isinstance(value, dict):

@@ -21,9 +21,10 @@ from typing import Any
 from comfyfleet.comfy import shipped
 from comfyfleet.comfy.values import pack
 from comfyfleet.errors import ComfyFleetError, InputError
+from comfyfleet.extension.pieces import Pieces
 from comfyfleet.extension.shipping import Cargo, Plan
 from comfyfleet.fleet import Delivery, Fleet, Run
-from comfyfleet.graph import Link, as_link, stand_in
+from comfyfleet.graph import Link, as_link, part_of_slices, stand_in
 from comfyfleet.work import OutputFile, Packed, Result, Unit
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ class Collection:
         self._left: deque[Unit] = deque()
         self._run: Future[Run] | None = None
         self._joined = False
-        self.shares = 0
+        self._shares = 0
+        self._pieces: Pieces | None = None
         #: True if shares, the first too, are made of slices.
         self.is_sliced = False
         #: Where the inputs of a share come from.
@@ -89,10 +91,11 @@ class Collection:
         self.links = linked(self.prompt[self.request.node_id], tuple(self.request.inputs))
         shipped.hold(self.id, cargo.values if cargo.slices else {})
 
-    def begin(self, units: Sequence[Unit]) -> None:
+    def begin(self, pieces: Pieces, units: Sequence[Unit]) -> None:
         """Set the shares besides the one that this process has."""
+        self._pieces = pieces
         self._left = deque(units)
-        self.shares = len(units) + len(self._mine)
+        self._shares = len(units) + len(self._mine)
         self.begun = True
 
     def end(self) -> None:
@@ -109,7 +112,7 @@ class Collection:
         try:
             fleet = ready.result()
             units = self._units_for(fleet)
-            self._run.set_result(fleet.submit(units))
+            self._run.set_result(fleet.submit(units, halve=self.pieces.halve))
         except BaseException as error:
             self._run.set_exception(error)
 
@@ -128,8 +131,29 @@ class Collection:
         self._joined = True  # there is no run to take part in
         return []
 
+    @property
+    def pieces(self) -> Pieces:
+        """What its units are of; only when begun."""
+        assert self._pieces is not None
+        return self._pieces
+
+    @property
+    def shares(self) -> int:
+        """How many results make it complete: one for each share, or for each part of one."""
+        return self._shares + (self._pieces.num_halved if self._pieces else 0)
+
+    def seen_by(self, share: int) -> tuple[Mapping[str, Any], int]:
+        """The prompt for a share, or part of one, of this process; and the share's number."""
+        half = self.pieces.find_half(share)
+        if half is None:
+            return self.prompt, share
+        return part_of_slices(self.prompt, half.first, half.last), half.share
+
     def next_share(self) -> int | None:
-        """Wait a moment for a share that this process shall compute; None if there is none now."""
+        """Wait a moment for a share that this process shall compute; None if there is none now.
+
+        It may be a part of a share: see ``seen_by``.
+        """
         with self._lock:
             if self._left and not self.request.delegate:
                 share = self._left.popleft().index
@@ -188,16 +212,25 @@ class Collection:
         return any(each.result.values is None for each in deliveries)
 
     def values(self) -> list[Packed]:
-        """What each share gave, in share order; only when complete."""
+        """What each share, or part of one, gave, in share order; only when complete."""
+        return list(self._arrived().values())
+
+    def parts(self) -> list[int | None]:
+        """Of each of ``values`` how many items of its share it is of; None for all of them."""
+        halves = map(self.pieces.find_half, self._arrived())
+        return [None if half is None else half.last - half.first for half in halves]
+
+    def _arrived(self) -> dict[int, Packed]:
         elsewhere = [] if self._all_own or not self._run else self._run.result().results()
         shares = {**self._own, **{each.unit.index: _packed(each) for each in elsewhere}}
         if len(shares) != self.shares:
             raise ComfyFleetError(f"{len(shares)} of {self.shares} shares arrived.")
-        return [shares[index] for index in sorted(shares)]
+        return {index: shares[index] for index in sorted(shares, key=self.pieces.place_of)}
 
     def files(self) -> list[tuple[OutputFile, ...]]:
         """What nodes have saved on workers for each share; only when complete."""
         elsewhere = self._run.result().results() if self._run and not self._all_own else []
+        elsewhere.sort(key=lambda delivery: self.pieces.place_of(delivery.unit.index))
         return [delivery.result.files for delivery in elsewhere]
 
     def cancel(self, reason: str) -> None:

@@ -20,35 +20,28 @@ from comfyfleet.config import Remote, is_worker
 from comfyfleet.errors import FleetError, InputError, WorkflowError
 from comfyfleet.extension.collection import Collection, Request
 from comfyfleet.extension.owner import owner_folder, read_config
-from comfyfleet.extension.shipping import (
-    Cargo,
-    Plan,
-    Unshippable,
-    load,
-    plan_shares,
-    with_return,
-    with_shipped,
-)
+from comfyfleet.extension.pieces import Pieces
+from comfyfleet.extension.shipping import Cargo, Plan, Unshippable, load, plan_shares
 from comfyfleet.extension.switch import Switch, shared_queue
-from comfyfleet.fleet import Fleet, Host, Service, new_run_id
+from comfyfleet.fleet import Fleet, Host, Service
 from comfyfleet.fleet.gangs import Gang, GangRequest
 from comfyfleet.fleet.spec import log_file, worker_ids
 from comfyfleet.graph import (
     Link,
-    find_splits,
-    links_of,
-    model_key,
     problem_at,
     slice_bounds,
-    vary,
+    used_outputs,
     varying_nodes,
 )
-from comfyfleet.work import OutputFile, SavedFile, Unit
+from comfyfleet.work import OutputFile, SavedFile
 
 logger = logging.getLogger(__name__)
 
 #: How often the prompts that own a collection are looked after.
 _WATCH_INTERVAL_S = 0.25
+#: Outputs of a collector that are the same whether a slice came as one or in parts: the images as
+#: one batch. The lists have an entry for each share, and sounds follow one another in time.
+_SAME_IN_PARTS = frozenset({0})
 
 
 class Master:
@@ -277,8 +270,10 @@ class Master:
         collection.cut(cargo)
         _warn_if_equal(collection, shares)
         elsewhere = range(0 if request.delegate else 1, shares)
-        units = units_of(collection, cargo, elsewhere, workers)
-        collection.begin(units)
+        pieces = Pieces(collection.prompt, collection.links, cargo, workers)
+        can_halve = used_outputs(collection.prompt, request.node_id) <= _SAME_IN_PARTS
+        units = [pieces.unit_of(i, cargo.items_of(i) if can_halve else 1) for i in elsewhere]
+        collection.begin(pieces, units)
         if workers and units:
             collection.hand_over(fleet())
 
@@ -313,45 +308,6 @@ def _model_folders() -> tuple[Path, ...]:
 
 def _folder(name: str) -> Path:
     return Path(folder_paths.get_directory_by_type(name)).resolve()
-
-
-def units_of(collection: Collection, cargo: Cargo, shares: range, workers: int) -> list[Unit]:
-    """One unit per share: everything upstream of the collector, as that share sees it."""
-    run_id = new_run_id()
-    prompt, sink_id = with_return(_with_shares(collection.prompt, workers), collection.links)
-    piece = with_shipped(prompt, cargo.shared, sink_id)
-    key = model_key(piece)
-    return [
-        Unit(
-            run_id=run_id,
-            index=share,
-            prompt=vary(piece, share),
-            model_key=key,
-            cost=cargo.cost_of(share),
-            values=cargo.of_share(share),
-        )
-        for share in shares
-    ]
-
-
-def _with_shares(prompt: Mapping[str, Any], workers: int) -> dict[str, Any]:
-    """The prompt with "one share per device" as a number: a worker must count as we do here."""
-    return {node_id: _counted(prompt, node, workers) for node_id, node in prompt.items()}
-
-
-def _counted(prompt: Mapping[str, Any], node: Mapping[str, Any], workers: int) -> Mapping[str, Any]:
-    inputs = node["inputs"]
-    if node["class_type"] == "FleetCollector" and inputs.get("shares") == 0:
-        if find_splits(prompt, [source for source, _ in links_of(node).values()]):
-            return node
-        shares = workers + (not inputs.get("delegate"))
-        return {**node, "inputs": {**inputs, "shares": shares}}
-    if node["class_type"] == "DistributedCollector":
-        links = {name: inputs[name] for name in ("images", "audio") if name in inputs}
-        shares = 1 if inputs.get("load_balance") else workers + 1
-        collect = {**links, "shares": shares, "delegate": False}
-        return {"class_type": "FleetCollector", "inputs": collect}
-    return node
 
 
 def _warn_if_equal(collection: Collection, shares: int) -> None:

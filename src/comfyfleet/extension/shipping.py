@@ -61,11 +61,17 @@ class Cargo:
     own: Sequence[Sequence[str]] = ()
     #: Of each share, how many items it has.
     sizes: Sequence[int] = ()
+    #: Are all Fleet Splits cut at the same items?
+    even: bool = False
     values: Mapping[str, Packed] = field(default_factory=dict)
 
     def cost_of(self, share: int) -> float:
         """A share's items against those of an average share."""
         return self.sizes[share] * len(self.sizes) / max(1, sum(self.sizes)) if self.sizes else 1.0
+
+    def items_of(self, share: int) -> int:
+        """How many items of its slices a share has, if it can be cut between them; else 1."""
+        return self.sizes[share] if self.even else 1
 
     def of_share(self, share: int) -> dict[str, Packed]:
         """What travels with one share's unit."""
@@ -153,7 +159,8 @@ def load(
         slices |= slices_nodes(split_id, shares)
     own = [list(chain.from_iterable(share)) for share in zip(*cuts.values(), strict=True)]
     sizes = [stop - start for start, stop in next(iter(bounds.values()), ())]
-    return Cargo(shared, slices, own, sizes, packed)
+    even = len(set(map(tuple, bounds.values()))) == 1
+    return Cargo(shared, slices, own, sizes, even, packed)
 
 
 def _load_shared(packed: dict[str, Packed], entries: Sequence[Any], link: Link) -> str:

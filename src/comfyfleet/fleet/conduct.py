@@ -6,6 +6,7 @@ Everything here happens on the fleet's loop. Policy lives in ``work``, none of i
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from comfyfleet.work import (
     FailRun,
     Failure,
     FinishRun,
+    Halved,
     Heal,
     Instruction,
     Interrupt,
@@ -45,6 +47,8 @@ from comfyfleet.work import (
 
 if TYPE_CHECKING:
     from comfyfleet.fleet.actors import Actors
+
+logger = logging.getLogger(__name__)
 
 
 class Conductor:
@@ -121,6 +125,8 @@ class Conductor:
                 self._deliver(unit, worker_id, seconds)
             case Discard(unit_id=unit_id, worker_id=worker_id):
                 self._arrived.pop((worker_id, unit_id), None)
+            case Halved():
+                self._note_halved(instruction)
             case Quarantine() | Heal():
                 self._ledger.note(instruction)
             case FinishRun(run_id=run_id):
@@ -197,6 +203,16 @@ class Conductor:
             self.actors.let_go(unit)
         self.runs[unit.run_id][0].deliver(delivery)
         self._tell(RunEvent(kind="delivered", unit=unit, worker_id=worker_id, delivery=delivery))
+
+    def _note_halved(self, halved: Halved) -> None:
+        self._ledger.note_halved(halved)
+        self.runs[halved.unit.run_id][0].expect_more(len(halved.halves) - 1)
+        logger.warning(
+            "unit %s: no worker has the memory for its %d items; it goes on as units of %s items",
+            halved.unit.id,
+            halved.unit.items,
+            " and ".join(str(half.items) for half in halved.halves),
+        )
 
     def _end(self, run_id: str, error: RunError | None) -> None:
         run, _, on_end = self.runs.pop(run_id)

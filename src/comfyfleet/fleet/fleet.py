@@ -34,6 +34,7 @@ from comfyfleet.planner import Device
 from comfyfleet.work import (
     Dispatch,
     Event,
+    Halve,
     Policy,
     Prompt,
     Result,
@@ -188,6 +189,7 @@ class Fleet:
         lane: str = "",
         priority: float = 0.0,
         more: bool = False,
+        halve: Halve | None = None,
     ) -> Run:
         """Begin a run. ``units`` carry the run's id, see ``new_run_id``; see ``RunSubmitted``."""
         run_id = units[0].run_id if units else new_run_id()
@@ -196,7 +198,12 @@ class Fleet:
             raise FleetError("the fleet is not running; start it first.")
         if units or more:
             event = RunSubmitted(
-                run_id=run_id, units=tuple(units), lane=lane, priority=priority, more=more
+                run_id=run_id,
+                units=tuple(units),
+                lane=lane,
+                priority=priority,
+                more=more,
+                halve=halve,
             )
             self._loop.post(self._conductor.submit, run, event, observer, on_end)
         return run

@@ -110,6 +110,8 @@ class RunStatus:
     prompt_id: str
     units: int
     units_done: int
+    #: How many were replaced by two smaller ones, as no worker had the memory for them.
+    units_halved: int
     submitted: float
     ended: float | None
     outcome: RunOutcome

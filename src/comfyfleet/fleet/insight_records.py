@@ -34,6 +34,7 @@ class RunRecord:
         self.lane = event.lane
         self.prompt_id = mirrored.prompt_id if mirrored else ""
         self.units = len(event.units)
+        self.units_halved = 0
         self.submitted = now
         self.ended: float | None = None
         self.outcome: RunOutcome = "waiting"
@@ -59,6 +60,7 @@ class RunRecord:
             prompt_id=self.prompt_id,
             units=self.units,
             units_done=len(self.done),
+            units_halved=self.units_halved,
             submitted=self.submitted,
             ended=self.ended,
             outcome=self.outcome,

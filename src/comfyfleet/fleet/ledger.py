@@ -24,6 +24,7 @@ from comfyfleet.work import (
     Dispatch,
     Event,
     Failure,
+    Halved,
     Heal,
     Quarantine,
     RunSubmitted,
@@ -153,6 +154,16 @@ class Ledger:
             worker = self._workers.get(instruction.worker_id)
             if worker is not None and isinstance(instruction, Quarantine):
                 worker.counts["quarantines"] += 1
+
+    def note_halved(self, instruction: Halved) -> None:
+        """A unit needed too much memory everywhere: its halves take its place."""
+        with self._lock:
+            unit, halves = instruction.unit, instruction.halves
+            run = self._live[unit.run_id]
+            run.units += len(halves) - 1
+            run.units_halved += 1
+            parts = {"into": [half.index for half in halves], "items": [h.items for h in halves]}
+            self._publish("unit.halved", {**run.label, "unit": unit.index, **parts})
 
     def end(self, run_id: str, error: RunError | None) -> None:
         """A run ended."""

@@ -128,6 +128,10 @@ class Run:
             self._offers = deque(unit for unit in self._offers if unit.id != unit_id)
             return len(self._offers) < before
 
+    def expect_more(self, num: int) -> None:
+        """So many further units have taken the place of others."""
+        self.total += num
+
     def deliver(self, delivery: Delivery) -> None:
         with self._changed:
             self.deliveries[delivery.unit.index] = delivery

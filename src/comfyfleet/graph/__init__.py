@@ -39,10 +39,11 @@ from comfyfleet.graph.prompt import (
     links_of,
     parse_prompt,
     problem_at,
+    used_outputs,
     with_input,
 )
 from comfyfleet.graph.slice import cut, new_id, upstream
-from comfyfleet.graph.split import find_splits, slice_bounds, slices_nodes
+from comfyfleet.graph.split import find_splits, part_of_slices, slice_bounds, slices_nodes
 from comfyfleet.graph.values import VALUE_TYPES, convert, value_lines
 from comfyfleet.graph.vary import (
     clone_share,
@@ -85,6 +86,7 @@ __all__ = [
     "new_id",
     "node_digests",
     "parse_prompt",
+    "part_of_slices",
     "problem_at",
     "repeat",
     "set_input",
@@ -94,6 +96,7 @@ __all__ = [
     "stand_in",
     "strings_in",
     "upstream",
+    "used_outputs",
     "value_lines",
     "vary",
     "vary_seeds",

@@ -53,6 +53,12 @@ def links_of(node: Mapping[str, Any]) -> dict[str, Link]:
     return {name: link for name, link in links if link is not None}
 
 
+def used_outputs(prompt: Prompt, node_id: str) -> set[int]:
+    """Return the numbers of a node's outputs that some node takes."""
+    links = (link for node in prompt.values() for link in links_of(node).values())
+    return {slot for source, slot in links if source == node_id}
+
+
 def with_input(node: Mapping[str, Any], name: str, value: object) -> dict[str, Any]:
     """Return a copy of a node with one input set."""
     return {**node, "inputs": {**node.get("inputs", {}), name: value}}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from comfyfleet.errors import InputError
+from comfyfleet.graph.border import stand_in
 from comfyfleet.graph.prompt import Link, Prompt, as_link, links_of
 from comfyfleet.graph.vary import SLICES_CLASS
 
@@ -14,6 +15,9 @@ SPLIT_CLASS = "FleetSplit"
 COLLECTOR_CLASSES = frozenset({"DistributedCollector", "FleetCollector"})
 #: The outputs of a Fleet Split: the slice, the number of its first item, how many there are.
 NUM_SPLIT_OUTPUTS = 3
+
+#: Internal node: what one of these outputs (``slot``) is for some items of the slice.
+PART_CLASS = "FleetPart"
 
 #: Chosen sizes: so many slices for each device, that a fast one can take more of them than a slow
 #: one; and no larger ones, so that nobody waits long for the last.
@@ -75,7 +79,25 @@ def slices_nodes(split_id: str, digests: Sequence[Sequence[str]]) -> dict[Link, 
     return {
         (split_id, slot): {
             "class_type": SLICES_CLASS,
-            "inputs": {"digests": "\n".join(share[slot] for share in digests)},
+            "inputs": {"digests": "\n".join(share[slot] for share in digests), "slot": slot},
         }
         for slot in range(NUM_SPLIT_OUTPUTS)
     }
+
+
+def part_of_slices(prompt: Prompt, first: int, last: int) -> dict[str, Any]:
+    """Return the prompt in which a share sees the items from first to before last of its slices."""
+    parts = {
+        (node_id, 0): {
+            "class_type": PART_CLASS,
+            "inputs": {
+                "value": [node_id, 0],
+                "slot": node["inputs"]["slot"],
+                "first": first,
+                "last": last,
+            },
+        }
+        for node_id, node in prompt.items()
+        if node["class_type"] == SLICES_CLASS
+    }
+    return stand_in(prompt, parts, "part")

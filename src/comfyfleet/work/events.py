@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from comfyfleet.work.units import Failure, Unit
+
+#: A unit of several items, and the first of two indices that are free -> its two halves, in order.
+Halve = Callable[[Unit, int], tuple[Unit, Unit]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +90,8 @@ class RunSubmitted:
     """A run wants all of its units done. Run ids are never used twice.
 
     Runs of lower ``priority`` are served first, equal ones in order of submission. With ``more``
-    the run is open: further units come (`UnitsAdded`), and it does not end before.
+    the run is open: further units come (`UnitsAdded`), and it does not end before. With ``halve``
+    a unit of several items for which no worker has the memory is replaced by its halves.
     """
 
     run_id: str
@@ -94,10 +99,13 @@ class RunSubmitted:
     lane: str = ""
     priority: float = 0.0
     more: bool = False
+    halve: Halve | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.priority):
             raise ValueError(f"run {self.run_id}: priority is {self.priority}; it must be finite")
+        if self.more and self.halve:
+            raise ValueError(f"run {self.run_id}: an open run chooses its indices; none are free")
         _check_units(self.run_id, self.units)
 
 
@@ -190,6 +198,14 @@ class Deliver:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Halved:
+    """No worker has the memory for this unit: there are two smaller ones in its place."""
+
+    unit: Unit
+    halves: tuple[Unit, Unit]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Discard:
     """Nobody wants this result any more."""
 
@@ -247,5 +263,14 @@ Event = (
     | Tick
 )
 Instruction = (
-    Start | Interrupt | Deliver | Discard | FinishRun | FailRun | CancelRun | Quarantine | Heal
+    Start
+    | Interrupt
+    | Deliver
+    | Halved
+    | Discard
+    | FinishRun
+    | FailRun
+    | CancelRun
+    | Quarantine
+    | Heal
 )

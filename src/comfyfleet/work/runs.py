@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from collections.abc import Iterable
 from functools import partial
 
 from comfyfleet.work import messages
@@ -13,12 +14,14 @@ from comfyfleet.work.events import (
     Deliver,
     FailRun,
     FinishRun,
+    Halved,
     RunCancelled,
     RunSubmitted,
     UnitsAdded,
 )
 from comfyfleet.work.pool import Rank
 from comfyfleet.work.state import Job, Run, Worker, lane_scope, run_scope
+from comfyfleet.work.units import Unit
 
 #: A worker for one run may join just after its run ended; it is turned away.
 _ENDED_KEPT = 1000
@@ -47,6 +50,7 @@ class Runs:
             priority=event.priority,
             seq=next(self._order),
             scopes=(None, lane_scope(event.lane), run_scope(event.run_id)),
+            halve=event.halve,
         )
         self.live[run.id] = run
         self._take_in(run, event)
@@ -61,17 +65,21 @@ class Runs:
 
     def _take_in(self, run: Run, event: RunSubmitted | UnitsAdded) -> None:
         run.more = event.more
-        for unit in event.units:
-            job = Job(unit=unit, id=unit.id, run=run)
-            if job.id in self.jobs:
-                raise ValueError(f"unit {job.id} was added before")
-            run.jobs[job.id] = self.jobs[job.id] = job
-            run.pool.put(job, Rank.FRESH)
-        self._board.matcher.enqueue(run)
+        self._put(run, event.units, Rank.FRESH)
         if not run.jobs and not run.more:
             self._end(run, FinishRun(run_id=run.id))
         elif event.units and not self._board.roster.num_able(run):
             self._fail_for_nobody(run)
+
+    def _put(self, run: Run, units: Iterable[Unit], rank: Rank) -> None:
+        for unit in units:
+            job = Job(unit=unit, id=unit.id, run=run)
+            if job.id in self.jobs:
+                raise ValueError(f"unit {job.id} was added before")
+            run.jobs[job.id] = self.jobs[job.id] = job
+            run.next_index = max(run.next_index, unit.index + 1)
+            run.pool.put(job, rank)
+        self._board.matcher.enqueue(run)
 
     def cancel(self, event: RunCancelled) -> None:
         run = self.live.get(event.run_id)
@@ -103,7 +111,7 @@ class Runs:
         elif self.may_go_on(job):
             self.offer(job)
         else:
-            self._fail_stranded(job)
+            self._halve_or_fail(job)
 
     def offer(self, job: Job) -> None:
         """Make the job pending if it should be: it runs nowhere, or once and is overdue there."""
@@ -117,7 +125,11 @@ class Runs:
 
     def may_go_on(self, job: Job) -> bool:
         """Does a worker have it, or may one take it? If need be, one that ran out of memory."""
-        if job.attempts or self._board.roster.num_able(job.run, job.barred):
+        if job.attempts:
+            return True
+        if job.too_large and self._may_halve(job):
+            return False
+        if self._board.roster.num_able(job.run, job.barred):
             return True
         job.second_try = self._find_second_try(job)
         return job.second_try is not None
@@ -138,7 +150,29 @@ class Runs:
                 if self.may_go_on(job):
                     self.offer(job)
                 else:
-                    self._fail_stranded(job)
+                    self._halve_or_fail(job)
+
+    def _halve_or_fail(self, job: Job) -> None:
+        """Nobody may take it: if for want of memory, a smaller one may fit."""
+        if job.shortages and self._may_halve(job):
+            self._halve(job)
+        else:
+            self._fail_stranded(job)
+
+    def _may_halve(self, job: Job) -> bool:
+        run = job.run
+        return bool(run.halve and job.unit.items > 1 and self._board.roster.num_able(run))
+
+    def _halve(self, job: Job) -> None:
+        run, unit = job.run, job.unit
+        assert run.halve is not None
+        halves = run.halve(unit, run.next_index)
+        run.too_many = min(run.too_many, unit.items)
+        job.done = True  # a worker that did not answer may still bring its result
+        run.pool.discard(job)
+        self._board.out.append(Halved(unit=unit, halves=halves))
+        self._put(run, halves, Rank.RETURNED)
+        del self.jobs[job.id], run.jobs[job.id]
 
     def _end(self, run: Run, instruction: FinishRun | FailRun | CancelRun) -> None:
         """Stop what still runs of it, forget it, and say so."""

@@ -5,9 +5,11 @@ A *job* is a unit and its fate; an *attempt* is one start of it on one worker.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from comfyfleet.work.events import Halve
 from comfyfleet.work.pool import Pool
 from comfyfleet.work.units import Failure, Unit
 
@@ -127,6 +129,12 @@ class Run:
     scopes: tuple[Scope, Scope, Scope]
     #: Further units come: it does not end before.
     more: bool = False
+    #: See `RunSubmitted`.
+    halve: Halve | None = None
+    #: The first index that none of its units has.
+    next_index: int = 0
+    #: Nobody had the memory for a unit of so many items.
+    too_many: float = math.inf
     #: Unit id -> job, all and only those not yet delivered.
     jobs: dict[str, Job] = field(default_factory=dict)
     #: Those of them that a worker may take.
@@ -173,6 +181,11 @@ class Job:
         """Workers that may not take it (again)."""
         short = (who for who in self.shortages if who != self.second_try)
         return frozenset((*self.failures, *self.unfit, *short))
+
+    @property
+    def too_large(self) -> bool:
+        """Did it run out of memory, as units of its size do everywhere?"""
+        return bool(self.shortages) and self.unit.items >= self.run.too_many
 
     @property
     def troubled(self) -> frozenset[str]:

@@ -39,6 +39,8 @@ class Unit:
     #: Digest of the models that the prompt loads: workers that hold them are preferred.
     model_key: str = ""
     cost: float = 1.0
+    #: How many items of a batch it works on, if it can be cut between them; see `RunSubmitted`.
+    items: int = 1
     #: Set if this is a whole prompt of the master's queue.
     mirrored: Mirrored | None = field(default=None, repr=False, compare=False)
     #: What the prompt's shipped nodes give, by digest. Equal values are one object in all units of

@@ -12,7 +12,12 @@ from comfyfleet.extension.nodes.collector import (
     FleetCollector,
 )
 from comfyfleet.extension.nodes.demo import FleetDemoModel
-from comfyfleet.extension.nodes.internal import FleetReturn, FleetSeedOffset, FleetShipped
+from comfyfleet.extension.nodes.internal import (
+    FleetPart,
+    FleetReturn,
+    FleetSeedOffset,
+    FleetShipped,
+)
 from comfyfleet.extension.nodes.legacy import LEGACY_NODES
 from comfyfleet.extension.nodes.parallel import FleetFollow, FleetFollowVAE, FleetParallelModel
 from comfyfleet.extension.nodes.split import FleetSplit
@@ -52,6 +57,7 @@ NODES = [
     FleetReturn,
     FleetSeedOffset,
     FleetShipped,
+    FleetPart,
     FleetFollow,
     FleetFollowVAE,
     FleetSpread,

@@ -12,13 +12,13 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from comfyfleet.comfy import prompts
-from comfyfleet.comfy.join import join_audio, join_images, list_images
+from comfyfleet.comfy.join import check_parts, join_audio, join_images, list_images
 from comfyfleet.comfy.values import unpack
 from comfyfleet.errors import ComfyFleetError, InputError
 from comfyfleet.extension.collection import Collection, Request, linked
 from comfyfleet.extension.master import master
 from comfyfleet.extension.nodes.internal import INTERNAL
-from comfyfleet.graph import as_link, clone_share
+from comfyfleet.graph import clone_share, used_outputs
 
 #: The inputs that are collected, in the order of the node.
 COLLECTED = ("images", "audio", "value")
@@ -208,7 +208,7 @@ async def advance(collection: Collection) -> io.NodeOutput:
     bar = ProgressBar(collection.shares)
     while not collection.complete:
         prompts.raise_if_interrupted()
-        bar.update_absolute(collection.num_collected)
+        bar.update_absolute(collection.num_collected, collection.shares)
         share = await asyncio.to_thread(collection.next_share)
         if share is not None:
             return expand(collection, share)
@@ -218,6 +218,7 @@ async def advance(collection: Collection) -> io.NodeOutput:
     # Joining copies images and sounds; other values leave shared memory here.
     copy = "value" in collection.request.inputs
     shares = [unpack(packed, copy=copy) for packed in collection.values()]
+    check_parts([share.get("images", []) for share in shares], collection.parts())
     used = _used(collection.prompt, collection.request.node_id)
     outputs = outputs_of(shares, used, collection.request.absent)
     blocked = [isinstance(output, ExecutionBlocker) for output in outputs.args]
@@ -241,10 +242,11 @@ def expand(collection: Collection, share: int) -> io.NodeOutput:
     node_id = collection.request.node_id
     nodes: dict[str, Any] = {}
     inputs: dict[str, Any] = {"collector": node_id, "share": share, "collection": collection.id}
-    for name, link in collection.links.items():
+    prompt, number = collection.seen_by(share)
+    for name, link in linked(prompt[node_id], tuple(collection.links)).items():
         source = link
         if share or collection.is_sliced:  # else it is what the prompt says
-            clones, source = clone_share(collection.prompt, link, share, f"{node_id}.{share}.")
+            clones, source = clone_share(prompt, link, number, f"{node_id}.{share}.")
             nodes.update(clones)
         inputs[name] = list(source)
     going_on = f"{node_id}.{share}"
@@ -310,6 +312,4 @@ def missed() -> str:
 
 def _used(prompt: Mapping[str, Any], node_id: str) -> frozenset[str]:
     """The collector's outputs that some node of the prompt takes."""
-    links = (as_link(value) for node in prompt.values() for value in node["inputs"].values())
-    slots = {link[1] for link in links if link and link[0] == node_id}
-    return frozenset(OUTPUTS[slot] for slot in slots)
+    return frozenset(OUTPUTS[slot] for slot in used_outputs(prompt, node_id))

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from comfyfleet.comfy import returns, shipped
+from comfyfleet.comfy.slices import part_of
 
 #: Where ComfyUI's menu shows them, after everything that a user looks for.
 INTERNAL = "fleet/internal"
@@ -78,3 +79,30 @@ class FleetShipped(io.ComfyNode):
     @classmethod
     def execute(cls, digest: str) -> io.NodeOutput:
         return io.NodeOutput(shipped.take(digest))
+
+
+class FleetPart(io.ComfyNode):
+    """Some items of a slice that needs too much memory as a whole."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FleetPart",
+            display_name="Fleet Part (internal)",
+            category=INTERNAL,
+            description="A part of a Fleet Split's slice. ComfyFleet adds it by itself.",
+            is_input_list=True,
+            inputs=[
+                io.AnyType.Input("value"),
+                io.Int.Input("slot", min=0, max=2),
+                io.Int.Input("first", min=0),
+                io.Int.Input("last", min=0),
+            ],
+            outputs=[io.AnyType.Output("part", "part", is_output_list=True)],
+        )
+
+    @classmethod
+    def execute(
+        cls, value: list[Any], slot: list[int], first: list[int], last: list[int]
+    ) -> io.NodeOutput:
+        return io.NodeOutput(part_of(value, slot[0], first[0], last[0]))
