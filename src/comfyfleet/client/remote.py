@@ -17,6 +17,7 @@ from typing import Any
 
 from comfyfleet.client.attempt import Attempt, throttled
 from comfyfleet.client.comfyui import ComfyClient, Message
+from comfyfleet.client.forms import require_forms
 from comfyfleet.client.greeting import (
     Greeting,
     ask_stats,
@@ -280,6 +281,7 @@ class RemoteRunner:
         found = await self._guest.fetch(prompt_id)
         if found is not None:  # else something upstream has blocked it
             _require_all(found, prompt, self._link.url)
+            require_forms(found, self._link.url)
         return found
 
     async def _tell_all(self, told: asyncio.Queue[Message | None], tell: Tell) -> None:

@@ -14,7 +14,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from comfyfleet.comfy import prompts
 from comfyfleet.comfy.join import join_audio, join_images, list_images
 from comfyfleet.comfy.values import unpack
-from comfyfleet.errors import ComfyFleetError, InputError
+from comfyfleet.errors import ComfyFleetError, InputError, RunError
 from comfyfleet.extension.collection import Collection, Request, linked
 from comfyfleet.extension.master import master
 from comfyfleet.extension.nodes.internal import INTERNAL
@@ -219,7 +219,10 @@ async def advance(collection: Collection) -> io.NodeOutput:
     copy = "value" in collection.request.inputs
     shares = [unpack(packed, copy=copy) for packed in collection.values()]
     used = _used(collection.prompt, collection.request.node_id)
-    outputs = outputs_of(shares, used, collection.request.absent)
+    try:
+        outputs = outputs_of(shares, used, collection.request.absent)
+    except RunError as error:
+        raise RunError(f"{error} {collection.makers}".strip()) from None
     blocked = [isinstance(output, ExecutionBlocker) for output in outputs.args]
     _missing[collection.request.node_id] = frozenset(compress(OUTPUTS, blocked))
     return outputs
