@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from comfyfleet.client.background import in_background
 from comfyfleet.client.digests import Digests
 from comfyfleet.client.guest import Guest
 from comfyfleet.client.link import Link
@@ -130,7 +131,7 @@ class Copies:
                     f"{model.name} into its folder {model.folder} by hand."
                 )
             self._change(copy_id, state="reading")
-            sha256 = await asyncio.to_thread(self._digests.of, model.path)
+            sha256 = await in_background(self._digests.of, model.path)
             await send_model(link, model, sha256, self._teller(copy_id))
             logger.info("%s was copied to %s", model.name, remote.name)
         finally:
