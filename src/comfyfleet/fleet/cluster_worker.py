@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,13 +21,13 @@ from typing import Any
 from comfyfleet.config import WORKER_MARK, find_comfyui, pack_dir
 from comfyfleet.errors import ComfyFleetError, InputError
 from comfyfleet.fleet import guard
-from comfyfleet.fleet.logs import rotate_open
+from comfyfleet.fleet.logs import rotate_open, tail
 from comfyfleet.fleet.ray_node import CPU_SLOT
 from comfyfleet.fleet.registry import PREFIX, sessions_root
 from comfyfleet.fleet.spec import Host, WorkerSpec, inherited_flags, worker_flags
 from comfyfleet.fleet.worker import Worker, log_tail
 from comfyfleet.planner import Device
-from comfyfleet.work import Failure, WorkerInfo
+from comfyfleet.work import Failure, Prompt, WorkerInfo
 
 #: How often a worker looks at the size of its log.
 _LOG_INTERVAL_S = 60.0
@@ -85,6 +85,29 @@ class NodeWorker(Worker):
             return answer
         log = log_tail(self._own.log_file)
         return replace(answer, message=f"{answer.message}\nThe end of its log:\n{log}")
+
+    def fitted(
+        self, prompt: Prompt, coming: frozenset[str]
+    ) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+        """A prompt as it can run here, and what it lacks; see ``comfy.supplies``."""
+        from comfyfleet.comfy import supplies
+
+        return supplies.fitted(prompt, coming)
+
+    def take(self, name: str, size: int, start: int, data: bytes) -> int | Failure:
+        """The next bytes of an input file; how many are here, or why they cannot be."""
+        from comfyfleet.comfy import supplies
+
+        assert self._own is not None
+        try:
+            return supplies.take(name, self._own.id, size, start, data)
+        except InputError as error:  # as a value: Ray would wrap it
+            return Failure(message=str(error))
+
+    def log(self, lines: int) -> list[str]:
+        """The last lines of its log."""
+        assert self._own is not None
+        return tail(self._own.log_file, lines)
 
 
 def describe_node(comfyui: str) -> dict[str, str]:
