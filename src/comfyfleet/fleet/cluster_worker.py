@@ -12,12 +12,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from comfyfleet.client.setup import Setup, own_setup
 from comfyfleet.config import WORKER_MARK, find_comfyui, pack_dir
 from comfyfleet.errors import ComfyFleetError, InputError
 from comfyfleet.fleet import guard
@@ -50,6 +51,8 @@ class NodeSpec:
     node: str
     #: How many workers on the CPU share the node's cores.
     cpu_workers: int = 1
+    #: Versions and flags of the master's ComfyUI.
+    own: Setup = field(default_factory=Setup)
 
     @property
     def demand(self) -> dict[str, Any]:
@@ -66,7 +69,7 @@ class NodeWorker(Worker):
     elsewhere = True
 
     def __init__(self, spec: NodeSpec) -> None:
-        self._node = spec.node
+        self._node, self._master = spec.node, spec.own
         self._own: WorkerSpec | None = None
         try:
             self._own = _resolved(spec, _guarded_folder())
@@ -79,10 +82,12 @@ class NodeWorker(Worker):
     def info(self) -> WorkerInfo | Failure:
         """Who this is, or why it could not start, with the end of its log."""
         answer = super().info()
-        if isinstance(answer, WorkerInfo):
-            return replace(answer, host=self._node)
         if self._own is None:
             return answer
+        if isinstance(answer, WorkerInfo):
+            here = own_setup(self._own.host.comfyui, self._own.host.flags)
+            note = "; ".join(here.differences(self._master))
+            return replace(answer, host=self._node, note=note)
         log = log_tail(self._own.log_file)
         return replace(answer, message=f"{answer.message}\nThe end of its log:\n{log}")
 

@@ -13,6 +13,7 @@ import ray.exceptions
 from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from comfyfleet.client.setup import own_setup
 from comfyfleet.fleet.cluster_worker import NodeSpec, code_digest, own_version
 from comfyfleet.fleet.ray_node import CPU_SLOT
 from comfyfleet.fleet.spec import Host
@@ -79,7 +80,7 @@ def _used(node: _Node) -> list[str]:
 
 
 def _specs_of(node: _Node, host: Host, taken: Counter[str]) -> list[NodeSpec]:
-    specs = []
+    specs, own = [], own_setup(host.comfyui, host.flags)
     for kind, count in node.free.items():
         device, word = _KINDS[kind]
         for _ in range(count):
@@ -94,6 +95,7 @@ def _specs_of(node: _Node, host: Host, taken: Counter[str]) -> list[NodeSpec]:
                     address=node.address,
                     node=node.name,
                     cpu_workers=node.slots.get(CPU_SLOT, 1),
+                    own=own,
                 )
             )
     return specs
