@@ -34,12 +34,9 @@ _MAX_BUFFERS = 100_000
 #: Bytes of a piece, and pieces at once: enough to fill a link while pieces are compressed, and to
 #: hide that each one is asked for. Compressed ones are short, as a slow link waits for the first to
 #: be compressed, and we for the last to be unpacked.
-_PIECES = {
-    RAW: (PIECE_BYTES // ALIGNED * ALIGNED, 4),
-    FILTERED: ((1 << 20) // ALIGNED * ALIGNED, 8),
-}
-#: A first piece shows how fast the link is.
-_PROBE_BYTES = (1 << 18) // ALIGNED * ALIGNED
+_PIECES = {RAW: (PIECE_BYTES, 4), FILTERED: ((1 << 20) // ALIGNED * ALIGNED, 8)}
+#: A first piece shows how fast the link is; it has whole pixels, and whole pages of memory.
+_PROBE_BYTES = 63 << 12
 #: Bytes per second below which compression is faster than the link.
 _SLOW = 40e6
 #: A link that takes longer for the first piece is slow; else this machine may have been busy.
