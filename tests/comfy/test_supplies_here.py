@@ -83,6 +83,29 @@ def test_what_is_missing_is_said_and_what_comes_is_not(inputs: Path) -> None:
     assert fitted({"1": {"class_type": "Odd", "inputs": {}}})[1] == ["node class Odd"]
 
 
+def test_a_node_that_looks_at_its_choice_itself_is_left_to_do_so(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packs fill lists in the browser, and take what is not in them."""
+    import nodes
+
+    class Strict:
+        @classmethod
+        def INPUT_TYPES(cls) -> Any:
+            return {"required": {"style": (["a", "b"],)}}
+
+    class Lenient(Strict):
+        @classmethod
+        def VALIDATE_INPUTS(cls, style: str) -> bool:
+            return True
+
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "Strict", Strict)
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "Lenient", Lenient)
+    node = {"inputs": {"style": "mine"}}
+    assert fitted({"1": {**node, "class_type": "Lenient"}})[1] == []
+    assert fitted({"1": {**node, "class_type": "Strict"}})[1] == ["'mine' for Strict.style"]
+
+
 def test_models_larger_than_all_memory_are_said(
     inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

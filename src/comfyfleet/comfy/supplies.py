@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,15 +10,16 @@ from typing import Any
 
 import comfy.model_management
 import folder_paths
+import nodes
 import psutil
 
 from comfyfleet.client.digests import sha256_of
 from comfyfleet.client.files import DIGITS, FOLDER
-from comfyfleet.client.inventory import Inventory
+from comfyfleet.client.inventory import Inventory, Need
 from comfyfleet.client.weights import weights_bytes
 from comfyfleet.comfy.inventory import described, device_memory
 from comfyfleet.errors import InputError
-from comfyfleet.graph import find_files
+from comfyfleet.graph import LOADER_INPUTS, find_files
 from comfyfleet.work import Prompt
 
 
@@ -31,12 +33,23 @@ def fitted(
     classes = {node["class_type"] for node in prompt.values()}
     own = Inventory("this node", described(classes | {"SaveImage"}))
     adapted = own.adapted(prompt)
-    lacking = own.lacks(adapted, coming | _own_files(adapted))
+    missing = own.missing(adapted, coming | _own_files(adapted))
+    lacking = [str(need) for need in missing if not _judges_itself(need)]
     needed, has = weights_bytes(adapted, _model_folders()), _memory()
     if needed > has:
         has_gb = f"it has {has / 1e9:.1f} GB"
         lacking.append(f"memory for models of {needed / 1e9:.1f} GB ({has_gb})")
     return adapted, lacking
+
+
+def _judges_itself(need: Need) -> bool:
+    """Does the node look by itself at what is chosen? Then ComfyUI takes what no list has."""
+    class_type, _, name = need.input.rpartition(".")
+    judge = getattr(nodes.NODE_CLASS_MAPPINGS.get(class_type), "VALIDATE_INPUTS", None)
+    if judge is None or class_type in LOADER_INPUTS:
+        return False
+    known = inspect.getfullargspec(judge)
+    return name in known.args or known.varkw is not None
 
 
 def _own_files(prompt: Prompt) -> frozenset[str]:
