@@ -436,7 +436,7 @@ class HostileGuest(Hostile):
         self.instead[f"{GUEST}/prompts"] = prompts
 
 
-def value(tensor: Any = (0, "float32", [2, 3]), sizes: Any = (24,)) -> dict[str, Any]:
+def value(tensor: Any = (0, "float32", [1, 2, 1, 3]), sizes: Any = (24,)) -> dict[str, Any]:
     return {"skeleton": {"dict": [["images", [{"tensor": tensor}]]]}, "sizes": sizes}
 
 
@@ -476,6 +476,33 @@ def test_a_result_that_lies(answer: Any) -> None:
         play(HostileGuest(answer), run_unit, patience_s=0.3)
 
 
+@pytest.mark.parametrize(
+    "returned",
+    [
+        {"tensor": [0, "float32", [2, 3]]},
+        {"tensor": [0, "float32", [6]]},
+        {"tensor": [0, "float32", [1, 1, 1, 2, 3]]},
+        {"dict": [["pixels", {"tensor": [0, "float32", [1, 2, 1, 3]]}]]},
+        {"tuple": [{"tensor": [0, "float32", [1, 2, 1, 3]]}]},
+    ],
+    ids=lambda returned: ascii(returned)[:60],
+)
+def test_images_that_are_none_are_not_joined_with_others(returned: Any) -> None:
+    answer = {"skeleton": {"dict": [["images", [returned]]]}, "sizes": [24]}
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:.* returned images of the form"):
+        play(HostileGuest(answer), run_unit)
+
+
+@pytest.mark.parametrize("shape", [[0, 2, 2, 3], [1, 0, 2, 3], [1, 2, 2, 0]])
+def test_only_a_batch_may_be_empty(shape: list[int]) -> None:
+    guest = HostileGuest(value([0, "float32", shape], [0]))
+    if shape[0] == 0:
+        assert play(guest, run_unit).values.skeleton["images"][0].shape == tuple(shape)
+        return
+    with pytest.raises(InputError, match="returned images of the form"):
+        play(guest, run_unit)
+
+
 @pytest.mark.parametrize("data", [b"", b"\0" * 23, b"\0" * 25, b"\0" * 10_000])
 def test_pieces_of_wrong_sizes(data: bytes) -> None:
     with pytest.raises(Unreachable, match=r"announced|over"):
@@ -489,7 +516,7 @@ def test_pieces_of_wrong_sizes(data: bytes) -> None:
 )
 def test_compressed_pieces_that_lie(compressed: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     size = 3 << 20
-    guest = HostileGuest(value([0, "uint8", [size]], [size]))
+    guest = HostileGuest(value([0, "uint8", [1, 1, size, 1]], [size]))
     plain = guest.instead[f"{GUEST}/prompts"]
 
     async def prompts(request: web.Request) -> web.StreamResponse:

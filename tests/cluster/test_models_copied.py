@@ -275,3 +275,30 @@ def ran_again(comfyui: Path, before: Master) -> Iterator[Master]:
     studio = Master(comfyui, before.base, workers="0")
     yield studio
     studio.close()
+
+
+def test_a_model_goes_from_one_worker_to_another(
+    comfyui: Path, pair: tuple[Master, Master], road: Road, folder: Path
+) -> None:
+    """Through the master, which lacks it; here the other worker is the master's own ComfyUI."""
+    studio, _ = pair
+    own = studio.base / "models" / "vae" / NAME
+    content = own.read_bytes()
+    own.unlink()
+    write_secret(studio.folder / "own.token", studio.token)
+    with ran_again(comfyui, studio) as studio:
+        own_entry = f"- name: own\n  url: {studio.url}\n  token_file: own.token\n"
+        boxed = f"workers:\n- name: box\n  url: {road.url}\n  token_file: box.token\n"
+        file = studio.folder / "fleet.yaml"
+        file.write_text(f"settings:\n  accept_models: true\n{boxed}{own_entry}")
+        workflow = folder / "workflow.json"
+        said = run_command("models", "check", str(workflow), "--url", studio.url)
+        command = f"comfyfleet models copy '{NAME}' --to own --from box"
+        assert command in said.stdout, said.stdout
+        said = run_command("models", "copy", NAME, "--to", "own", "--url", studio.url)
+        assert "name a worker that has it by --from" in " ".join(said.stderr.split())
+        options = ("--to", "own", "--from", "box", "--url", studio.url)
+        said = run_command("models", "copy", NAME, *options)
+        assert said.returncode == 0, said.stderr
+        assert f"{NAME} from box to own: 100%, is there" in said.stdout
+    assert own.read_bytes() == content

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,47 +23,66 @@ from tests.remote_bed.bed import (
     Prompt,
     Watched,
     begin,
+    cluster_of_one,
     line_to,
     pixels,
     remote,
     results,
     returning,
 )
-from tests.support import Master
 
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture(scope="module", params=["local", "plain", "extension", "joined"])
+#: That of a cluster runs in a process of its own: Ray is of one kind for a whole process.
+KINDS = os.environ.get("COMFYFLEET_TEST_KINDS", "local plain extension joined").split()
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def fleet(
-    request: pytest.FixtureRequest,
-    comfyui: Path,
-    elsewhere: dict[str, Master],
-    folders: dict[str, Path],
+    request: pytest.FixtureRequest, comfyui: Path, folders: dict[str, Path]
 ) -> Iterator[Fleet]:
     """A fleet of one worker of this kind."""
     kind: str = request.param
-    flags = own_flags(folders) if kind == "local" else ()
+    elsewhere = request.getfixturevalue("elsewhere") if kind not in ("local", "cluster") else {}
+    flags = {"local": own_flags(folders), "cluster": own_flags(folders)[:2]}.get(kind, ())
     host = Host(comfyui=comfyui, cwd=Path.cwd(), folders=folders, flags=flags)
     devices = [cpu_device()] if kind == "local" else []
     with ExitStack() as stack:
-        remotes = []
+        remotes, cluster = [], None
         if kind == "joined":
             way = line_to(elsewhere["extension"], folders["temp"])
             remotes = [stack.enter_context(way)]
+        elif kind == "cluster":
+            cluster = stack.enter_context(cluster_of_one(comfyui))
         elif kind != "local":
             remotes = [remote("box", elsewhere[kind])]
-        running = stack.enter_context(Fleet(devices, host, remotes=remotes))
+        running = stack.enter_context(Fleet(devices, host, remotes=remotes, cluster=cluster))
         running.kind = kind  # type: ignore[attr-defined]
         yield running
 
 
 def own_flags(folders: dict[str, Path]) -> tuple[str, ...]:
-    """For a worker of this machine: the owner's packs and input folder."""
+    """The owner's packs and, for a worker of this machine, the owner's input folder."""
     base = folders["temp"] / "base"
-    (base / "custom_nodes").mkdir(parents=True)
-    (base / "custom_nodes" / "queue_bed").symlink_to(PACK)
+    (base / "custom_nodes").mkdir(parents=True, exist_ok=True)
+    if not (base / "custom_nodes" / "queue_bed").exists():
+        (base / "custom_nodes" / "queue_bed").symlink_to(PACK)
     return ("--base-directory", str(base), "--input-directory", str(folders["input"]))
+
+
+@pytest.mark.skipif("cluster" in KINDS, reason="this is that process")
+def test_nodes_of_a_cluster_do_all_of_this_too(nothing_left: None) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, "COMFYFLEET_TEST_KINDS": "cluster"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-10_000:]
 
 
 def test_pictures_come_back_as_values(fleet: Fleet) -> None:
@@ -179,6 +201,15 @@ def test_a_whole_prompt_of_a_client_is_mirrored(fleet: Fleet) -> None:
 def test_memory_of_a_gpu_elsewhere_is_known(fleet: Fleet) -> None:
     memory = fleet.snapshot().workers[0].memory
     assert memory is not None and memory.device_total_bytes
+
+
+def test_the_log_on_a_node_of_a_cluster_can_be_read(fleet: Fleet) -> None:
+    (worker,) = fleet.workers
+    found = fleet.care.log_elsewhere(worker.id, 1000)
+    if fleet.kind == "cluster":  # type: ignore[attr-defined]
+        assert found and f"--- worker {worker.id}" in found[0]
+    else:
+        assert found is None, "it is a file of this machine"
 
 
 def test_latents_need_the_extension(fleet: Fleet) -> None:

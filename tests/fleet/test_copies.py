@@ -15,7 +15,8 @@ from aiohttp import web
 from comfyfleet.api import BASE
 from comfyfleet.api.guest import PIECE_BYTES, PROTOCOL
 from comfyfleet.client.digests import Digests
-from comfyfleet.client.models import ModelFile
+from comfyfleet.client.link import Endpoint
+from comfyfleet.client.models import ModelFile, find_elsewhere
 from comfyfleet.comfy.intake import Incoming, Intake
 from comfyfleet.config import Remote
 from comfyfleet.errors import InputError
@@ -36,12 +37,18 @@ class Worker:
         self.came = 0
         self.held = False
         self.url = ""
+        #: What it has itself, how it tells of it, and what it knows of its digest.
+        self.has, self.known = DATA, ""
+        self.listed: list[Any] = [{"folder": "unet_gguf", "file": "a.gguf", "size": len(DATA)}]
 
     async def run(self, is_open: threading.Event, ended: asyncio.Event) -> None:
         app = web.Application(client_max_size=2 * PIECE_BYTES)
         app.router.add_get(f"{BASE}/guest/hello", self.hello)
         app.router.add_get(f"{BASE}/guest/models/part", self.part)
         app.router.add_put(f"{BASE}/guest/models/part", self.part)
+        app.router.add_get(f"{BASE}/guest/models", self.models)
+        app.router.add_get(f"{BASE}/guest/models/source", self.source)
+        app.router.add_get(f"{BASE}/guest/models/bytes", self.bytes)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -54,6 +61,18 @@ class Worker:
         if not self.has_extension:
             raise web.HTTPNotFound
         return web.json_response({"comfyfleet": "0.1.0", "protocol": PROTOCOL})
+
+    async def models(self, _request: web.Request) -> web.Response:
+        return web.json_response({"accepts": True, "models": self.listed})
+
+    async def source(self, _request: web.Request) -> web.Response:
+        """It reads the model when it is asked first."""
+        known, self.known = self.known, hashlib.sha256(DATA).hexdigest()
+        return web.json_response({"size": len(DATA), "sha256": known})
+
+    async def bytes(self, request: web.Request) -> web.Response:
+        start = int(request.query["start"])
+        return web.Response(body=self.has[start : start + PIECE_BYTES])
 
     async def part(self, request: web.Request) -> web.Response:
         data = await request.read()
@@ -188,3 +207,45 @@ def test_a_file_that_goes_away(copies: Copies, model: ModelFile, worker: Worker)
     model.path.write_bytes(b"")
     worker.answer, worker.held = {"start": 1, "state": "open"}, False
     assert "became shorter while it was copied" in ended(copies, copy).error
+
+
+def from_worker(copies: Copies, worker: Worker) -> Copy:
+    endpoint = Endpoint(url=worker.url)
+    found = asyncio.run(find_elsewhere(endpoint, "a.gguf", None))
+    return copies.begin(found, Remote(name="box", url=worker.url), "studio")
+
+
+def test_a_model_of_another_worker_comes_piece_by_piece(copies: Copies, worker: Worker) -> None:
+    done = ended(copies, from_worker(copies, worker))
+    assert (done.state, done.source, done.error) == ("done", "studio", "")
+    assert (worker.folder / "there" / "a.gguf").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("has", [DATA[:-1] + b"x", DATA[: PIECE_BYTES + 5]], ids=["other", "short"])
+def test_a_worker_that_gives_another_model_spoils_nothing(
+    copies: Copies, worker: Worker, has: bytes
+) -> None:
+    worker.has = has
+    done = ended(copies, from_worker(copies, worker))
+    assert done.state == "failed"
+    assert "arrived damaged" in done.error or "became shorter" in done.error
+    assert not (worker.folder / "there" / "a.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        ([], "has no 'a.gguf'"),
+        ([{"folder": 1, "file": "a.gguf", "size": 1}, 5, {"file": "a.gguf"}], "has no 'a.gguf'"),
+        (
+            [{"folder": each, "file": "a.gguf", "size": 1} for each in "xy"],
+            r"folders there \(x, y\)",
+        ),
+    ],
+)
+def test_a_model_that_is_not_to_be_found_there(
+    worker: Worker, listed: list[Any], said: str
+) -> None:
+    worker.listed = listed
+    with pytest.raises(InputError, match=said):
+        asyncio.run(find_elsewhere(Endpoint(url=worker.url), "a.gguf", None))

@@ -125,3 +125,16 @@ def test_a_damaged_record_hides_no_other(case: str, root: Path) -> None:
     forge(root, DAMAGED[case])
     write_record(session(root, "b"), WORKERS, URL)
     assert [record.folder[-1] for record in read_records()] == ["b"]
+
+
+def test_what_killed_masters_have_left_is_cleared_away(root: Path) -> None:
+    """Their records, and their sockets of workers that dialled in."""
+    registry.write_master(URL, root / "user")
+    own = registry.door_for("vm-1")
+    folder = own.parent
+    own.touch()
+    (folder / "999999999-vm.sock").touch()
+    (folder / "999999999.json").write_text("{}")
+    assert [record.url for record in registry.read_masters()] == [URL]
+    assert sorted(each.name for each in folder.iterdir()) == [own.name, f"{os.getpid()}.json"]
+    assert len(str(own)) < 100 + len(str(root)) and folder.stat().st_mode & 0o077 == 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ import numpy as np
 from comfyfleet.client.mux import Mux
 from comfyfleet.config import Remote
 from comfyfleet.fleet import Fleet, Run, RunEvent, new_run_id
+from comfyfleet.fleet.cluster import Cluster
+from comfyfleet.fleet.ray_node import NodePlan, RayNode
+from comfyfleet.fleet.session import Session, python_path
 from comfyfleet.work import Result, Unit
 from tests.queue_bed.bed import PACK
-from tests.support import Master
+from tests.support import Master, free_port
 
 #: A plain ComfyUI that nobody touched, and one with this extension.
 KINDS = ("plain", "extension")
@@ -67,6 +71,29 @@ def line_to(master: Master, folder: Path) -> Iterator[Remote]:
         asyncio.run_coroutine_threadsafe(end(), loop).result(10)
         thread.join(10)
         loop.close()
+
+
+@contextmanager
+def cluster_of_one(comfyui: Path) -> Iterator[Cluster]:
+    """A head on this machine's loopback, which offers its CPU to one worker."""
+    token, port = secrets.token_hex(32), free_port()
+    with closing(Session()) as session:
+        plan = NodePlan(
+            folder=session.folder,
+            token_file=session.write_token(token),
+            head=None,
+            port=port,
+            address="127.0.0.1",
+            cpu_slots=1,
+            object_store_bytes=1 << 28,
+            environment={"PYTHONPATH": python_path(), "COMFYUI_PATH": str(comfyui)},
+        )
+        node = RayNode(plan)
+        try:
+            node.wait_until_up()
+            yield Cluster(host="127.0.0.1", port=port, token=token)
+        finally:
+            node.end()
 
 
 def remote(name: str, master: Master) -> Remote:

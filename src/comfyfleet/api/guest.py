@@ -99,7 +99,7 @@ PIECE = Route(
             name="encoding",
             default="raw",
             help="as they are, or compressed without loss",
-            choices=("raw", "delta-shuffle-zstd"),
+            choices=("raw", "filter-zstd"),
         ),
     ),
     gives=_BYTES,

@@ -1,4 +1,4 @@
-"""Routes for models: who has them, and copies from this machine to a worker elsewhere."""
+"""Routes for models: who has them, and copies to a worker elsewhere."""
 
 from __future__ import annotations
 
@@ -48,6 +48,14 @@ _WHOLE = (
         help="the SHA-256 of the whole file",
     ),
 )
+_START = Field(
+    name="start",
+    kind="integer",
+    required=True,
+    low=0,
+    high=_MAX_BYTES,
+    help="where these bytes begin",
+)
 
 LISTED = Route(
     method="GET",
@@ -70,19 +78,26 @@ PART_ADD = Route(
     access=Access.TOKEN,
     summary="The next bytes of a model. Bytes that are not the next ones change nothing.",
     answer="Part",
-    query=(
-        *_WHOLE,
-        Field(
-            name="start",
-            kind="integer",
-            required=True,
-            low=0,
-            high=_MAX_BYTES,
-            help="where these bytes begin",
-        ),
-    ),
+    query=(*_WHOLE, _START),
     reads="application/octet-stream",
     max_bytes=PIECE_BYTES,
+)
+SOURCE = Route(
+    method="GET",
+    path="/guest/models/source",
+    access=Access.TOKEN,
+    summary="Size and SHA-256 of a model here; an empty one is being computed: ask again.",
+    answer="Source",
+    query=(_FOLDER, _FILE),
+)
+BYTES = Route(
+    method="GET",
+    path="/guest/models/bytes",
+    access=Access.TOKEN,
+    summary="The bytes of a model from there on, 8 MiB at most.",
+    answer="Bytes of the model; none beyond its end.",
+    query=(_FOLDER, _FILE, _START),
+    gives="application/octet-stream",
 )
 CHECK = Route(
     method="POST",
@@ -97,7 +112,7 @@ COPY = Route(
     method="POST",
     path="/models/copy",
     access=Access.OWNER,
-    summary="Copy a model of this machine to a worker on the network; or join such a copy.",
+    summary="Copy a model to a worker on the network; or join such a copy.",
     answer="Copy",
     body=(
         _FILE,
@@ -107,6 +122,12 @@ COPY = Route(
             pattern=_FOLDER.pattern,
             rule=_FOLDER.rule,
             help="the model folder; needed where several have such a file",
+        ),
+        Field(
+            name="source",
+            pattern=_FOLDER.pattern,
+            rule=_FOLDER.rule,
+            help="the worker on the network that has it; without one, this machine",
         ),
     ),
     errors=((404, "there is no such model, or no such worker"),),
@@ -128,4 +149,4 @@ CANCEL_COPY = Route(
     errors=((404, "what was named is not there"),),
 )
 
-MODEL_ROUTES = (LISTED, PART, PART_ADD, CHECK, COPY, COPIES, CANCEL_COPY)
+MODEL_ROUTES = (LISTED, PART, PART_ADD, SOURCE, BYTES, CHECK, COPY, COPIES, CANCEL_COPY)

@@ -15,7 +15,7 @@ ACTIONS = ("enable", "disable", "restart", "interrupt", "free")
 CODE_ALPHABET = "ABCDEFGHJKMNPQRSTVWXYZ23456789"
 CODE_LENGTH = 8
 
-_MAX_LINES = 10_000
+MAX_LINES = 10_000
 _UNKNOWN = (404, "what was named is not there")
 _WORKER = named("a worker, such as cuda1 or cpu-0", "worker")
 
@@ -86,7 +86,7 @@ LOG = Route(
             kind="integer",
             default=200,
             low=1,
-            high=_MAX_LINES,
+            high=MAX_LINES,
             help="how many of the last lines",
         ),
     ),

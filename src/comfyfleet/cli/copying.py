@@ -25,7 +25,7 @@ _LOOK_S = 0.25
 _MAX_MISSED = 20
 _SAID = {
     "waiting": "waits for another copy to this worker",
-    "reading": "is read here, for its digest",
+    "reading": "is read where it is, for its digest",
     "sending": "is on its way",
     "checking": "is checked there",
     "done": "is there",
@@ -76,23 +76,34 @@ def _cell(number: int, worker: Mapping[str, Any]) -> str:
 
 
 def _advise(needs: list[dict[str, Any]], workers: list[dict[str, Any]]) -> None:
-    """How what is here gets there."""
-    here = workers[0]
+    """How what somebody has gets to who lacks it."""
     for worker in workers[1:]:
         for number in worker["missing"]:
             name = needs[number]["name"]
-            if name.endswith(SUFFIXES) and number not in here["missing"]:
+            having = [each for each in workers if not each["error"] and _has(number, each)]
+            if name.endswith(SUFFIXES) and having:
                 note = "" if worker["accepts"] else "  (its owner does not accept models yet)"
-                command = f"comfyfleet models copy '{name}' --to {worker['worker']}{note}"
+                origin = "" if having[0] is workers[0] else f" --from {having[0]['worker']}"
+                command = f"comfyfleet models copy '{name}' --to {worker['worker']}{origin}{note}"
                 console.print(Text(command), soft_wrap=True)
 
 
+def _has(number: int, worker: Mapping[str, Any]) -> bool:
+    return number not in worker["missing"]
+
+
 def copy_model(
-    name: str, worker: str, *, folder: str | None, url: str | None, token_file: Path | None
+    name: str,
+    worker: str,
+    *,
+    source: str | None,
+    folder: str | None,
+    url: str | None,
+    token_file: Path | None,
 ) -> None:
     """Copy a model and stay until it is there. Raises FleetError if it does not arrive."""
     client = MasterClient(url, token_file)
-    body = {"file": name.replace("\\", "/"), "worker": worker, "folder": folder}
+    body = {"file": name.replace("\\", "/"), "worker": worker, "folder": folder, "source": source}
     copy = client.post("/models/copy", body, timeout_s=_CHECK_TIMEOUT_S)
     try:
         copy = _follow(client, copy)
@@ -148,7 +159,8 @@ def show_copies(*, as_json: bool, url: str | None, token_file: Path | None) -> N
 
 def _sentence(copy: Mapping[str, Any]) -> Text:
     share = 100 * copy["bytes"] / copy["total"]
-    text = f"{copy['file']} to {copy['worker']}: {share:.0f}%, {_said(copy)}"
+    origin = f" from {copy['source']}" if copy["source"] else ""
+    text = f"{copy['file']}{origin} to {copy['worker']}: {share:.0f}%, {_said(copy)}"
     return Text(f"{text}: {copy['error']}" if copy["error"] else text)
 
 

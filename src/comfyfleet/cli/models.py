@@ -29,16 +29,20 @@ def check(
 def copy(
     name: Annotated[str, typer.Argument(help="The model's file, as loaders show it.")],
     to: Annotated[str, typer.Option("--to", help="A worker on the network.")],
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="The worker on the network that has it, if not this machine."),
+    ] = None,
     folder: Annotated[
         str | None, typer.Option(help="Its model folder (default: the one that has it).")
     ] = None,
     url: Url = None,
     token_file: TokenFile = None,
 ) -> None:
-    """Copy a model of this machine to a worker. Ctrl-C stops; the next copy goes on from there."""
+    """Copy a model to a worker. Ctrl-C stops; the next copy goes on from there."""
     from comfyfleet.cli.copying import copy_model
 
-    copy_model(name, to, folder=folder, url=url, token_file=token_file)
+    copy_model(name, to, source=source, folder=folder, url=url, token_file=token_file)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from comfyfleet import api
 from comfyfleet.api.guest import PIECE_BYTES, PROTOCOL
 from comfyfleet.client.codec import from_json, layouts, to_json
-from comfyfleet.client.encoding import RAW, SHUFFLED, Bytes, Layout, decompress
+from comfyfleet.client.encoding import ALIGNED, FILTERED, RAW, Bytes, Layout, decompress
 from comfyfleet.client.limits import room
 from comfyfleet.client.link import Link
 from comfyfleet.client.texts import plain
@@ -31,12 +31,16 @@ BASE = f"{api.BASE}/guest"
 
 #: Tensors of one result: more than any node returns.
 _MAX_BUFFERS = 100_000
-#: Enough to fill a link while pieces are compressed, and to hide that each one is asked for.
-_AT_ONCE = 4
-#: The first piece is short, and shows how fast the link is.
-_PROBE_BYTES = 1 << 18
+#: Bytes of a piece, and pieces at once: enough to fill a link while pieces are compressed, and to
+#: hide that each one is asked for. Compressed ones are short, as a slow link waits for the first to
+#: be compressed, and we for the last to be unpacked.
+_PIECES = {RAW: (PIECE_BYTES, 4), FILTERED: ((1 << 20) // ALIGNED * ALIGNED, 8)}
+#: A first piece shows how fast the link is; it has whole pixels, and whole pages of memory.
+_PROBE_BYTES = 63 << 12
 #: Bytes per second below which compression is faster than the link.
 _SLOW = 40e6
+#: A link that takes longer for the first piece is slow; else this machine may have been busy.
+_SURELY_SLOW_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +97,31 @@ class Guest:
         known = dict(layouts(skeleton))
         _require_whole(known, sizes, self._link.url)
         buffers = [np.empty(size, np.uint8) for size in sizes]
-        pieces = _pieces(sizes)
-        encoding = RAW
-        if sum(sizes) > 2 * _PROBE_BYTES:
-            begun = time.monotonic()
-            await self._get(prompt_id, pieces[0], RAW, Layout(), buffers)
-            size = pieces.pop(0).stop
-            encoding = SHUFFLED if size / (time.monotonic() - begun + 1e-9) < _SLOW else RAW
-        await _at_once(
+        here, encoding = [0] * len(sizes), RAW
+        if max(sizes, default=0) > 2 * _PROBE_BYTES:
+            largest = sizes.index(max(sizes))
+            encoding, here[largest] = await self._probe(prompt_id, largest, buffers)
+        length, at_once = _PIECES[encoding]
+        work = (
             self._get(prompt_id, each, encoding, known.get(each.buffer, Layout()), buffers)
-            for each in pieces
+            for each in _pieces(sizes, here, length)
         )
+        await _at_once(work, at_once)
         return Packed(skeleton, buffers)
+
+    async def _probe(self, prompt_id: str, buffer: int, buffers: list[Bytes]) -> tuple[str, int]:
+        """How the rest shall come, and how many bytes of the buffer are here."""
+        encoding, here = FILTERED, 0
+        for _ in range(2):
+            begun = time.monotonic()
+            piece = _Piece(buffer, here, here + _PROBE_BYTES)
+            await self._get(prompt_id, piece, RAW, Layout(), buffers)
+            seconds, here = time.monotonic() - begun, piece.stop
+            if seconds * _SLOW < _PROBE_BYTES:
+                encoding = RAW
+            if encoding == RAW or seconds > _SURELY_SLOW_S:
+                break
+        return encoding, here
 
     async def forget(self, prompt_id: str) -> None:
         """Let go of what is kept there for a prompt; it forgets by itself what it is not told."""
@@ -206,21 +223,16 @@ def _require_whole(known: Mapping[int, Layout], sizes: list[int], url: str) -> N
         raise Unreachable(url, f"it sent {len(sizes)} buffers for {len(known)} tensors")
 
 
-def _pieces(sizes: list[int]) -> list[_Piece]:
-    """All bytes of all buffers; the first piece is short."""
-    found: list[_Piece] = []
-    for i, size in enumerate(sizes):
-        start = 0
-        while start < size:
-            length = PIECE_BYTES if found else _PROBE_BYTES
-            found.append(_Piece(i, start, min(size, start + length)))
-            start += length
-    return found
+def _pieces(sizes: list[int], here: list[int], length: int) -> Iterator[_Piece]:
+    """All bytes of all buffers but those that are here."""
+    for buffer, (size, begun) in enumerate(zip(sizes, here, strict=True)):
+        for start in range(begun, size, length):
+            yield _Piece(buffer, start, min(size, start + length))
 
 
-async def _at_once(work: Iterable[Awaitable[None]]) -> None:
-    """Some at a time; the first error ends all."""
-    slots = asyncio.Semaphore(_AT_ONCE)
+async def _at_once(work: Iterable[Awaitable[None]], number: int) -> None:
+    """So many at a time; the first error ends all."""
+    slots = asyncio.Semaphore(number)
 
     async def one(each: Awaitable[None]) -> None:
         async with slots:

@@ -17,6 +17,7 @@ from typing import Any
 
 from comfyfleet.client.attempt import Attempt, throttled
 from comfyfleet.client.comfyui import ComfyClient, Message
+from comfyfleet.client.forms import require_forms
 from comfyfleet.client.greeting import (
     Greeting,
     ask_stats,
@@ -280,6 +281,7 @@ class RemoteRunner:
         found = await self._guest.fetch(prompt_id)
         if found is not None:  # else something upstream has blocked it
             _require_all(found, prompt, self._link.url)
+            require_forms(found, self._link.url)
         return found
 
     async def _tell_all(self, told: asyncio.Queue[Message | None], tell: Tell) -> None:
@@ -321,14 +323,16 @@ def _without_returns(prompt: Prompt) -> Prompt:
 
 
 def _require_all(found: Packed, prompt: Prompt, url: str) -> None:
-    """Raises Unreachable unless each input of the return node came back as a list."""
+    """Raises Unreachable unless each input of the return node came back as a list, and no other."""
     returns = (node for node in prompt.values() if node["class_type"] == RETURN_NODE)
     wanted = {name for node in returns for name in links_of(node)}
     skeleton = found.skeleton
-    if not isinstance(skeleton, dict) or any(
-        not isinstance(skeleton.get(name), list) for name in wanted
+    if (
+        not isinstance(skeleton, dict)
+        or skeleton.keys() != wanted
+        or not all(isinstance(each, list) for each in skeleton.values())
     ):
-        raise Unreachable(url, f"it returned no {', '.join(sorted(wanted))}")
+        raise Unreachable(url, f"it did not return {', '.join(sorted(wanted))}")
 
 
 def _is_uuid(prompt_id: str) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 
 from comfyfleet.api.guest import PIECE_BYTES
 from comfyfleet.client.codec import from_json, layouts, to_json
-from comfyfleet.client.encoding import RAW, SHUFFLED, Layout, compress
+from comfyfleet.client.encoding import FILTERED, RAW, Layout, compress
 from comfyfleet.comfy import returns, shipped
 from comfyfleet.comfy.values import pack
 from comfyfleet.errors import FleetError, InputError
@@ -132,8 +132,8 @@ class Guests:
             )
         if encoding == RAW:
             return memoryview(whole)[start:stop]
-        if encoding != SHUFFLED:
-            raise InputError(f"encoding {encoding!r}: choose {RAW} or {SHUFFLED}.")
+        if encoding != FILTERED:
+            raise InputError(f"encoding {encoding!r}: choose {RAW} or {FILTERED}.")
         layout = dict(layouts(packed.skeleton)).get(buffer, Layout())
         return memoryview(compress(whole[start:stop], layout))
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from comfyfleet.client.background import in_background
 from comfyfleet.client.digests import Digests, sha256_of
 from comfyfleet.errors import InputError
 
@@ -100,7 +101,7 @@ class Intake:
         return bool(known)
 
     def _begin(self, wanted: Incoming, work: Callable[[Incoming], None]) -> None:
-        self._checks[wanted.part] = asyncio.ensure_future(asyncio.to_thread(work, wanted))
+        self._checks[wanted.part] = asyncio.ensure_future(in_background(work, wanted))
 
     def _look(self, wanted: Incoming) -> None:
         with _told(wanted.path):

@@ -23,13 +23,16 @@ def listed() -> list[ModelFile]:
 
 def find(name: str, folder: str | None) -> ModelFile:
     """The model of that name. Slow. Raises InputError if there is none, or if there are several."""
-    found = [each for each in listed() if each.name == name]
     if folder is not None:
         _check_folder(folder, name)
-        found = [each for each in _in_folder(folder) if each.name == name]
+    candidates = listed() if folder is None else _in_folder(folder)
+    found = [each for each in candidates if each.name == name]
     if not found:
         where = f"model folder {folder!r}" if folder else "model folder"
-        raise InputError(f"no {where} here has {name!r}; see `comfyfleet models check`.")
+        raise InputError(
+            f"no {where} here has {name!r}; see `comfyfleet models check`, and name a worker that "
+            "has it by --from."
+        )
     if len(found) > 1:
         folders = ", ".join(each.folder for each in found)
         raise InputError(f"{name!r} is in several model folders ({folders}); choose by --folder.")

@@ -227,6 +227,13 @@ class Collection:
             raise ComfyFleetError(f"{len(shares)} of {self.shares} shares arrived.")
         return {index: shares[index] for index in sorted(shares, key=self.pieces.place_of)}
 
+    @property
+    def makers(self) -> str:
+        """Who has computed which share, but for this process; only when complete."""
+        elsewhere = [] if self._all_own or not self._run else self._run.result().results()
+        made = [f"{each.unit.index} by {each.worker_id}" for each in elsewhere]
+        return f"Shares were computed elsewhere: {', '.join(made)}." if made else ""
+
     def files(self) -> list[tuple[OutputFile, ...]]:
         """What nodes have saved on workers for each share; only when complete."""
         elsewhere = self._run.result().results() if self._run and not self._all_own else []

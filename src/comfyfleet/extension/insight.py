@@ -57,11 +57,29 @@ async def _log(call: Call) -> dict[str, Any]:
     worker_id, known = call["worker"], await asyncio.to_thread(lambda: master().worker_names)
     if worker_id not in known:
         raise NotFound(f"no worker is called {worker_id!r}; choose {', '.join(known) or 'none'}.")
+    elsewhere = await asyncio.to_thread(_log_elsewhere, worker_id, call["lines"])
+    if elsewhere is not None:
+        return elsewhere
     log = master().log_of(worker_id)
     if not log.is_file():
-        raise NotFound(f"worker {worker_id} has written no log yet: it was never started.")
+        raise NotFound(
+            f"worker {worker_id} has written no log here: it was never started, or it is on a node "
+            "of a cluster that does not answer now."
+        )
     found = await asyncio.to_thread(tail, log, call["lines"])
-    return {"worker": worker_id, "file": str(log), "lines": found}
+    return {"worker": worker_id, "host": "", "file": str(log), "lines": found}
+
+
+def _log_elsewhere(worker_id: str, lines: int) -> dict[str, Any] | None:
+    """A log that lies on a node of a cluster."""
+    fleet = master().seen_fleet
+    info = next((each for each in fleet.workers if each.id == worker_id), None) if fleet else None
+    if fleet is None or info is None or not info.host:
+        return None
+    found = fleet.care.log_elsewhere(worker_id, lines)
+    if found is None:
+        return None
+    return {"worker": worker_id, "host": info.host, "file": info.log_file, "lines": found}
 
 
 def _state(fleet: Fleet | None) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from comfyfleet.errors import AccessError, InputError
 from comfyfleet.extension.access import serve
 from comfyfleet.extension.answers import Call
 from comfyfleet.extension.master import master
+from comfyfleet.fleet.registry import door_for
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,6 @@ _CHECK_S = 5.0
 
 #: Who has a line now.
 _joined: set[str] = set()
-_folder: tempfile.TemporaryDirectory[str] | None = None
 
 
 def install() -> None:
@@ -114,7 +113,7 @@ async def _feed(socket: web.WebSocketResponse, mux: Mux, call: Call) -> None:
 
 @asynccontextmanager
 async def _door(mux: Mux, name: str) -> AsyncIterator[Path]:
-    path = _own_folder() / f"{name}.sock"
+    path = door_for(name)
     path.unlink(missing_ok=True)
     server: Any = await asyncio.start_unix_server(mux.accept, path)
     try:
@@ -123,11 +122,3 @@ async def _door(mux: Mux, name: str) -> AsyncIterator[Path]:
         server.close()
         await mux.close()
         path.unlink(missing_ok=True)
-
-
-def _own_folder() -> Path:
-    """Short, as the address of a Unix socket must be; nobody else may enter."""
-    global _folder
-    if _folder is None:
-        _folder = tempfile.TemporaryDirectory(prefix="comfyfleet-join-")
-    return Path(_folder.name)

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from aiohttp import web
 from comfy_api.latest import io
 
 from comfyfleet.api import models as routes
+from comfyfleet.client.background import in_background
 from comfyfleet.client.digests import Digests
 from comfyfleet.client.inventory import Inventory, Need
+from comfyfleet.client.models import find_elsewhere, read_piece
 from comfyfleet.client.preflight import Look, look_at_all
 from comfyfleet.comfy import inventory, models
 from comfyfleet.comfy.intake import Incoming, Intake
 from comfyfleet.config import ACCEPT_MODELS, Remote
-from comfyfleet.errors import AccessError
+from comfyfleet.errors import AccessError, InputError
 from comfyfleet.extension.access import serve
 from comfyfleet.extension.answers import Call, NotFound
 from comfyfleet.extension.master import master
 from comfyfleet.extension.nodes import LEGACY_NODES, NODES
 from comfyfleet.extension.owner import owner_folder, read_config
 from comfyfleet.fleet import MASTER
-from comfyfleet.fleet.copies import Copies
+from comfyfleet.fleet.copies import Copies, Model
 from comfyfleet.fleet.remote import endpoint_of
 from comfyfleet.graph import find_files, is_weights_file, parse_prompt, strings_in
 from comfyfleet.work import Prompt
+
+logger = logging.getLogger(__name__)
 
 _DIGESTS_FILE = "digests.json"
 
@@ -43,6 +50,8 @@ def install() -> None:
     serve(routes.LISTED, _listed)
     serve(routes.PART, _part)
     serve(routes.PART_ADD, _add)
+    serve(routes.SOURCE, _source)
+    serve(routes.BYTES, _bytes)
     serve(routes.CHECK, _check)
     serve(routes.COPY, _copy)
     serve(routes.COPIES, _shown)
@@ -98,15 +107,50 @@ def _own_models() -> list[dict[str, Any]]:
 
 # What goes to others.
 
+#: Models that are read as a whole, for their digests.
+_reading: dict[Path, asyncio.Task[str]] = {}
+
+
+async def _source(call: Call) -> dict[str, Any]:
+    model = await asyncio.to_thread(models.find, call["file"], call["folder"])
+    sha256 = _digests_here().known(model.path)
+    if not sha256 and model.path not in _reading:
+        task = asyncio.ensure_future(in_background(_digests_here().of, model.path))
+        _reading[model.path] = task
+        task.add_done_callback(lambda done: _read_whole(model.path, done))
+    return {"size": model.size, "sha256": sha256}
+
+
+def _read_whole(path: Path, done: asyncio.Task[str]) -> None:
+    del _reading[path]
+    if not done.cancelled() and (error := done.exception()) is not None:
+        logger.warning("%s cannot be read: %s", path, error)
+
+
+async def _bytes(call: Call) -> web.Response:
+    model = await asyncio.to_thread(models.find, call["file"], call["folder"])
+    data = await asyncio.to_thread(read_piece, model.path, call["start"])
+    return web.Response(body=data, content_type=routes.BYTES.gives)
+
 
 async def _copy(call: Call) -> dict[str, Any]:
-    model = await asyncio.to_thread(models.find, call["file"], call["folder"])
     remotes = await asyncio.to_thread(_remotes)
-    remote = remotes.get(call["worker"])
-    if remote is None:
+    remote = _named(remotes, call["worker"])
+    source, name, folder = call["source"], call["file"], call["folder"]
+    if source is None:
+        model: Model = await asyncio.to_thread(models.find, name, folder)
+    elif source == remote.name:
+        raise InputError(f"{source} is to copy from and to: choose two workers.")
+    else:
+        model = await find_elsewhere(endpoint_of(_named(remotes, source)), name, folder)
+    return asdict(_copies_here().begin(model, remote, source or ""))
+
+
+def _named(remotes: Mapping[str, Remote], name: str) -> Remote:
+    if name not in remotes:
         known = ", ".join(remotes) or "none, see docs/workers.md"
-        raise NotFound(f"no worker on the network is called {call['worker']!r}; choose {known}.")
-    return asdict(_copies_here().begin(model, remote))
+        raise NotFound(f"no worker on the network is called {name!r}; choose {known}.")
+    return remotes[name]
 
 
 async def _shown(_call: Call) -> dict[str, Any]:

@@ -7,18 +7,20 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from comfyfleet.errors import FleetError, Problem, WorkerStartError
+from comfyfleet.errors import FleetError, InputError, Problem, Unfit, WorkerStartError
 from comfyfleet.fleet.cluster_worker import NodeSpec, NodeWorker
 from comfyfleet.fleet.remote import RemoteSpec, RemoteWorker
 from comfyfleet.fleet.spec import WorkerSpec
+from comfyfleet.fleet.supplies import Supplies
 from comfyfleet.fleet.worker import Worker, log_tail
 from comfyfleet.work import Failure, Happening, Prompt, Unit, WorkerInfo
 
@@ -30,6 +32,8 @@ _START_TIMEOUT_S = 180.0
 
 #: Who looks at the fleet waits for it; a worker that loads a model may be late.
 _MEMORY_TIMEOUT_S = 1.0
+#: A log of thousands of lines, over a slow link.
+_LOG_TIMEOUT_S = 10.0
 
 #: Each kind of call has threads of its own: ``run`` and ``wait`` are busy for as long as they last.
 _ACTOR_OPTIONS: dict[str, Any] = {
@@ -48,7 +52,8 @@ _GONE = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError)
 class Actors:
     """One Ray actor for each spec, by worker id."""
 
-    def __init__(self, specs: Sequence[AnySpec]) -> None:
+    def __init__(self, specs: Sequence[AnySpec], folders: Mapping[str, Path] | None = None) -> None:
+        """``folders``: the owner's, in which prompts name files."""
         self._specs = {spec.id: spec for spec in specs}
         self.infos: dict[str, WorkerInfo] = {}
         self._handles: dict[str, Any] = {}
@@ -56,6 +61,7 @@ class Actors:
         self._classes: dict[str, frozenset[str]] = {}
         #: Run -> where each of its values lies, or will lie, in the object store.
         self._stored: dict[str, dict[str, asyncio.Future[Any]]] = {}
+        self._supplies = Supplies(folders or {})
         #: Workers and units whose values are being stored; an interrupted one is taken out.
         self._storing: set[tuple[str, str]] = set()
 
@@ -123,7 +129,7 @@ class Actors:
         found: list[list[Problem]] = []
         for worker_id in list(self.infos):
             try:
-                found.append(await self._call(worker_id, "check", "control", prompt))
+                found.append(await self._check(worker_id, prompt))
             except _GONE:
                 continue
             if not found[-1]:
@@ -134,6 +140,14 @@ class Actors:
             raise FleetError("no worker is alive to check the workflow.")
         return found[0]
 
+    async def _check(self, worker_id: str, prompt: Prompt) -> list[Problem]:
+        try:
+            ready = await self._supplied(worker_id, prompt)
+        except InputError as error:
+            return [Problem(message=str(error))]
+        problems: list[Problem] = await self._call(worker_id, "check", "control", ready)
+        return problems
+
     async def run(
         self, worker_id: str, unit: Unit, *, free_first: bool = False
     ) -> AsyncIterator[Happening]:
@@ -142,17 +156,35 @@ class Actors:
         try:
             self._storing.add((worker_id, unit.id))
             stored = await self._store(unit)
+            prompt = await self._supplied(worker_id, unit.prompt, unit.id)
             if (worker_id, unit.id) not in self._storing:
                 yield Failure(message="interrupted before it began")
                 return
             self._storing.remove((worker_id, unit.id))
-            bare = replace(unit, values={})
+            bare = replace(unit, prompt=prompt, values={})
             async for item in method.remote(bare, stored, free_first=free_first):
                 yield await item
+        except InputError as error:
+            yield Failure(message=str(error), kind="unfit" if isinstance(error, Unfit) else "error")
         except _GONE:
             return  # ``lost`` tells of it
         except ray.exceptions.RayError as error:
             yield Failure(message=f"the result did not arrive: {error}")
+
+    async def _supplied(self, worker_id: str, prompt: Prompt, unit_id: str = "") -> Prompt:
+        """A prompt as it can run there: nodes of a cluster are asked, and sent its files.
+
+        Raises Unfit with what is missing there.
+        """
+        if not isinstance(self._specs[worker_id], NodeSpec):
+            return prompt
+        key = (worker_id, unit_id)
+        return await self._supplies.send(
+            worker_id,
+            prompt,
+            lambda method, *args: self._call(worker_id, method, "control", *args),
+            wanted=lambda: not unit_id or key in self._storing,
+        )
 
     async def _store(self, unit: Unit) -> dict[str, Any]:
         """Where a unit's values lie: each is put into the object store once for all units."""
@@ -206,6 +238,17 @@ class Actors:
         try:
             call = self._call(worker_id, "memory", "pulse")
             found: tuple[int, int] = await asyncio.wait_for(call, _MEMORY_TIMEOUT_S)
+        except (asyncio.TimeoutError, ray.exceptions.RayError):
+            return None
+        return found
+
+    async def log(self, worker_id: str, lines: int) -> list[str] | None:
+        """The last lines of a log that lies on a node; None if it is here, or does not answer."""
+        if not isinstance(self._specs.get(worker_id), NodeSpec) or worker_id not in self.infos:
+            return None
+        try:
+            call = self._call(worker_id, "log", "control", lines)
+            found: list[str] = await asyncio.wait_for(call, _LOG_TIMEOUT_S)
         except (asyncio.TimeoutError, ray.exceptions.RayError):
             return None
         return found

@@ -152,6 +152,13 @@ class Care:
         """
         return self._loop.wait_for(self._memory())
 
+    def log_elsewhere(self, worker_id: str, lines: int) -> list[str] | None:
+        """The last lines of a log on a node of a cluster; None if it is not there to be read.
+
+        Waits for them. Raises FleetError if the fleet has ended.
+        """
+        return self._loop.wait_for(self._actors.log(worker_id, lines))
+
     # On the loop.
 
     async def _memory(self) -> dict[str, tuple[int, int]]:

@@ -11,23 +11,24 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from comfyfleet.client.setup import Setup, own_setup
 from comfyfleet.config import WORKER_MARK, find_comfyui, pack_dir
 from comfyfleet.errors import ComfyFleetError, InputError
 from comfyfleet.fleet import guard
-from comfyfleet.fleet.logs import rotate_open
+from comfyfleet.fleet.logs import rotate_open, tail
 from comfyfleet.fleet.ray_node import CPU_SLOT
 from comfyfleet.fleet.registry import PREFIX, sessions_root
 from comfyfleet.fleet.spec import Host, WorkerSpec, inherited_flags, worker_flags
 from comfyfleet.fleet.worker import Worker, log_tail
 from comfyfleet.planner import Device
-from comfyfleet.work import Failure, WorkerInfo
+from comfyfleet.work import Failure, Prompt, WorkerInfo
 
 #: How often a worker looks at the size of its log.
 _LOG_INTERVAL_S = 60.0
@@ -50,6 +51,8 @@ class NodeSpec:
     node: str
     #: How many workers on the CPU share the node's cores.
     cpu_workers: int = 1
+    #: Versions and flags of the master's ComfyUI.
+    own: Setup = field(default_factory=Setup)
 
     @property
     def demand(self) -> dict[str, Any]:
@@ -66,7 +69,7 @@ class NodeWorker(Worker):
     elsewhere = True
 
     def __init__(self, spec: NodeSpec) -> None:
-        self._node = spec.node
+        self._node, self._master = spec.node, spec.own
         self._own: WorkerSpec | None = None
         try:
             self._own = _resolved(spec, _guarded_folder())
@@ -79,12 +82,37 @@ class NodeWorker(Worker):
     def info(self) -> WorkerInfo | Failure:
         """Who this is, or why it could not start, with the end of its log."""
         answer = super().info()
-        if isinstance(answer, WorkerInfo):
-            return replace(answer, host=self._node)
         if self._own is None:
             return answer
+        if isinstance(answer, WorkerInfo):
+            here = own_setup(self._own.host.comfyui, self._own.host.flags)
+            note = "; ".join(here.differences(self._master))
+            return replace(answer, host=self._node, note=note)
         log = log_tail(self._own.log_file)
         return replace(answer, message=f"{answer.message}\nThe end of its log:\n{log}")
+
+    def fitted(
+        self, prompt: Prompt, coming: frozenset[str]
+    ) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+        """A prompt as it can run here, and what it lacks; see ``comfy.supplies``."""
+        from comfyfleet.comfy import supplies
+
+        return supplies.fitted(prompt, coming)
+
+    def take(self, name: str, size: int, start: int, data: bytes) -> int | Failure:
+        """The next bytes of an input file; how many are here, or why they cannot be."""
+        from comfyfleet.comfy import supplies
+
+        assert self._own is not None
+        try:
+            return supplies.take(name, self._own.id, size, start, data)
+        except InputError as error:  # as a value: Ray would wrap it
+            return Failure(message=str(error))
+
+    def log(self, lines: int) -> list[str]:
+        """The last lines of its log."""
+        assert self._own is not None
+        return tail(self._own.log_file, lines)
 
 
 def describe_node(comfyui: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Copies of models from this machine to workers elsewhere, and how far each has come.
+"""Copies of models to workers elsewhere, from here or another one, and how far each has come.
 
 They run in a thread of their own, one at a time for each worker and each over one connection, so
 that results are not kept waiting.
@@ -14,12 +14,21 @@ import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from comfyfleet.client.digests import Digests
 from comfyfleet.client.guest import Guest
 from comfyfleet.client.link import Link
-from comfyfleet.client.models import ModelFile, Sending, Tell, send_model
+from comfyfleet.client.models import (
+    FileReader,
+    LinkReader,
+    ModelElsewhere,
+    ModelFile,
+    Reader,
+    Sending,
+    Tell,
+    send_model,
+)
 from comfyfleet.config import Remote
 from comfyfleet.errors import ComfyFleetError, InputError
 from comfyfleet.fleet.remote import endpoint_of
@@ -32,6 +41,7 @@ _MAX_OPEN = 200
 _MAX_ENDED = 100
 
 CopyState = Literal["waiting", "reading", "sending", "checking", "done", "failed", "cancelled"]
+Model: TypeAlias = ModelFile | ModelElsewhere
 ENDED: tuple[CopyState, ...] = ("done", "failed", "cancelled")
 
 
@@ -41,9 +51,11 @@ class Copy:
 
     id: str
     worker: str
+    #: The worker that has it; empty: this machine.
+    source: str = ""
     folder: str
     file: str
-    #: Reading is here, for the digest; checking is there.
+    #: Reading is where it is, for the digest; checking is where it goes.
     state: CopyState = "waiting"
     bytes: int = 0
     total: int
@@ -66,8 +78,11 @@ class Copies:
         #: Whose turn it is, by worker.
         self._turns: dict[str, asyncio.Lock] = {}
 
-    def begin(self, model: ModelFile, remote: Remote) -> Copy:
-        """Begin a copy, or join the one of this file to this worker. Raises InputError, OSError."""
+    def begin(self, model: Model, remote: Remote, source: str = "") -> Copy:
+        """Begin a copy, or join the one of this file to this worker. Raises InputError, OSError.
+
+        ``source``: the name of the worker whose model it is.
+        """
         with self._lock:
             for each in self._copies.values():
                 same = (each.worker, each.folder, each.file)
@@ -78,9 +93,10 @@ class Copies:
             copy = Copy(
                 id=str(next(self._numbers)),
                 worker=remote.name,
+                source=source,
                 folder=model.folder,
                 file=model.name,
-                total=model.path.stat().st_size,
+                total=model.size,
             )
             self._copies[copy.id] = copy
             self._forget_old()
@@ -110,7 +126,7 @@ class Copies:
             self._thread.join()
             self._loop.close()
 
-    async def _run(self, copy_id: str, model: ModelFile, remote: Remote) -> None:
+    async def _run(self, copy_id: str, model: Model, remote: Remote) -> None:
         try:
             async with self._turns.setdefault(remote.name, asyncio.Lock()):
                 await self._copy(copy_id, model, remote)
@@ -121,8 +137,9 @@ class Copies:
             logger.exception("%s was not copied to %s", model.name, remote.name)
             self._change(copy_id, state="failed", error=f"{type(error).__name__}: {error}")
 
-    async def _copy(self, copy_id: str, model: ModelFile, remote: Remote) -> None:
+    async def _copy(self, copy_id: str, model: Model, remote: Remote) -> None:
         link = Link(endpoint_of(remote), patience_s=_PATIENCE_S)
+        reader = self._reader(model)
         try:
             if await Guest(link).hello() is None:
                 raise InputError(
@@ -130,11 +147,17 @@ class Copies:
                     f"{model.name} into its folder {model.folder} by hand."
                 )
             self._change(copy_id, state="reading")
-            sha256 = await asyncio.to_thread(self._digests.of, model.path)
-            await send_model(link, model, sha256, self._teller(copy_id))
+            sha256 = await reader.digest()
+            await send_model(link, model, reader, sha256, self._teller(copy_id))
             logger.info("%s was copied to %s", model.name, remote.name)
         finally:
+            await reader.close()
             await link.close()
+
+    def _reader(self, model: Model) -> Reader:
+        if isinstance(model, ModelFile):
+            return FileReader(model, self._digests)
+        return LinkReader(model, _PATIENCE_S)
 
     def _teller(self, copy_id: str) -> Tell:
         begun: list[tuple[float, int]] = []

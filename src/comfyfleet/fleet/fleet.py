@@ -271,7 +271,8 @@ class Fleet:
         from comfyfleet.fleet.actors import Actors
 
         try:
-            self._actors = Actors([*self._specs(session), *self._specs_in_cluster()])
+            specs = [*self._specs(session), *self._specs_in_cluster()]
+            self._actors = Actors(specs, self._host.folders)
             self._conductor.actors = self._actors
             stopped = asyncio.ensure_future(self._stop.wait())
             started = asyncio.ensure_future(self._actors.start())

@@ -20,6 +20,8 @@ from comfyfleet.work import WorkerInfo
 #: Prefix of a session's folder, and the record's name in it.
 PREFIX = "comfyfleet-"
 _RECORD = "session.json"
+#: How the names of sockets end that lead to workers which dialled in.
+_DOOR = ".sock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,17 +82,14 @@ def write_master(url: str, folder: Path) -> None:
     """Tell ``read_masters`` of this process, until it ends. Raises FleetError if it cannot be."""
     started = psutil.Process().create_time()
     record = MasterRecord(pid=os.getpid(), started=started, url=url, folder=str(folder))
-    root = _masters_root()
     try:
-        root.mkdir(mode=0o700, exist_ok=True)
-        if not _is_ours_alone(root):
-            raise FleetError(f"{root} belongs to somebody else; have it removed.")
+        root = _made_root()
         path = root / f"{record.pid}.json"
         draft = path.with_suffix(".new")
         draft.write_text(json.dumps(asdict(record)), encoding="utf-8")
         draft.replace(path)
     except OSError as error:
-        raise FleetError(f"{root} cannot be written: {error}.") from error
+        raise FleetError(f"{_masters_root()} cannot be written: {error}.") from error
     atexit.register(path.unlink, missing_ok=True)
 
 
@@ -99,7 +98,21 @@ def read_masters() -> list[MasterRecord]:
     root = _masters_root()
     if not root.is_dir() or not _is_ours_alone(root):
         return []
-    return [found for path in sorted(root.glob("*.json")) if (found := _read_master(path))]
+    found = [record for path in sorted(root.glob("*.json")) if (record := _read_master(path))]
+    pids = {str(record.pid) for record in found}
+    for door in root.glob(f"*{_DOOR}"):
+        if door.name.partition("-")[0] not in pids:
+            door.unlink(missing_ok=True)
+    return found
+
+
+def door_for(name: str) -> Path:
+    """Where a Unix socket of this ComfyUI belongs, by which it reaches a worker that dialled in.
+
+    The path is short, as such addresses must be, in a folder that nobody else may enter; what a
+    ComfyUI that was killed has left there is cleared away. Raises FleetError, OSError.
+    """
+    return _made_root() / f"{os.getpid()}-{name}{_DOOR}"
 
 
 def _read_master(path: Path) -> MasterRecord | None:
@@ -111,6 +124,14 @@ def _read_master(path: Path) -> MasterRecord | None:
         pass  # it ended, or another version wrote it
     path.unlink(missing_ok=True)
     return None
+
+
+def _made_root() -> Path:
+    root = _masters_root()
+    root.mkdir(mode=0o700, exist_ok=True)
+    if not _is_ours_alone(root):
+        raise FleetError(f"{root} belongs to somebody else; have it removed.")
+    return root
 
 
 def _masters_root() -> Path:

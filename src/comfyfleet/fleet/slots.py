@@ -13,6 +13,7 @@ import ray.exceptions
 from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from comfyfleet.client.setup import own_setup
 from comfyfleet.fleet.cluster_worker import NodeSpec, code_digest, own_version
 from comfyfleet.fleet.ray_node import CPU_SLOT
 from comfyfleet.fleet.spec import Host
@@ -40,8 +41,10 @@ class Slots:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        #: Nodes that were asked, and addresses whose workers come back with their node.
+        #: Nodes that have answered, those that have not yet, and addresses whose workers come back
+        #: with their node.
         self._asked: set[str] = set()
+        self._silent: set[str] = set()
         self._served: set[str] = set()
         self._taken: Counter[str] = Counter()
 
@@ -54,11 +57,15 @@ class Slots:
         notes: list[str] = []
         for node, answer in zip(nodes, answers, strict=True):
             if fault := _fault_of(answer):
-                notes.append(f"{node.name} ({node.address}) is left out: {fault}")
+                if node.id not in self._silent:  # it is said once
+                    notes.append(f"{node.name} ({node.address}) is left out: {fault}")
                 continue
             specs += _specs_of(node, self._host, self._taken)
             notes += _used(node)
-        self._asked |= {node.id for node in new}
+        self._silent = {
+            node.id for node, answer in zip(nodes, answers, strict=True) if _UNKNOWN in answer
+        }
+        self._asked |= {node.id for node in new} - self._silent
         self._served |= {spec.address for spec in specs}
         return specs, notes
 
@@ -73,7 +80,7 @@ def _used(node: _Node) -> list[str]:
 
 
 def _specs_of(node: _Node, host: Host, taken: Counter[str]) -> list[NodeSpec]:
-    specs = []
+    specs, own = [], own_setup(host.comfyui, host.flags)
     for kind, count in node.free.items():
         device, word = _KINDS[kind]
         for _ in range(count):
@@ -88,6 +95,7 @@ def _specs_of(node: _Node, host: Host, taken: Counter[str]) -> list[NodeSpec]:
                     address=node.address,
                     node=node.name,
                     cpu_workers=node.slots.get(CPU_SLOT, 1),
+                    own=own,
                 )
             )
     return specs
@@ -130,7 +138,7 @@ def _plain(name: str) -> str:
 
 
 def _survey(nodes: Sequence[_Node], comfyui: str) -> list[dict[str, str]]:
-    """What each node says of itself, in their order."""
+    """What each node says of itself, in their order; who does not is asked again next time."""
     describe = _describer()
     asked = [
         describe.options(
@@ -139,17 +147,24 @@ def _survey(nodes: Sequence[_Node], comfyui: str) -> list[dict[str, str]]:
         for node in nodes
     ]
     ready = set(ray.wait(asked, num_returns=len(asked), timeout=_SURVEY_S)[0]) if asked else set()
-    return [_answer(ref) if ref in ready else _SILENT for ref in asked]
+    return [_answer(ref) if ref in ready else _no_answer(ref) for ref in asked]
 
 
-_SILENT = {"fault": f"it did not answer in {_SURVEY_S:.0f} s."}
+#: In an answer: it is none, and the node is asked again.
+_UNKNOWN = "unknown"
+
+
+def _no_answer(ref: Any) -> dict[str, str]:
+    ray.cancel(ref)  # it would be answered late, to nobody
+    return {"fault": f"it did not answer in {_SURVEY_S:.0f} s; asked again.", _UNKNOWN: "yes"}
 
 
 def _answer(ref: Any) -> dict[str, str]:
     try:
         answer: dict[str, str] = ray.get(ref)
     except ray.exceptions.RayError as error:
-        return {"fault": f"it could not be asked ({str(error).strip().splitlines()[-1]})."}
+        why = str(error).strip().splitlines()[-1]
+        return {"fault": f"it could not be asked ({why}); asked again.", _UNKNOWN: "yes"}
     return answer
 
 

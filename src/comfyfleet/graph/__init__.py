@@ -21,6 +21,7 @@ from comfyfleet.graph.branches import (
 )
 from comfyfleet.graph.digest import digest, model_key, node_digests, weights_of
 from comfyfleet.graph.files import (
+    LOADER_INPUTS,
     FileRef,
     find_files,
     is_weights_file,
@@ -58,6 +59,7 @@ from comfyfleet.graph.vary import (
 __all__ = [
     "BRANCH_CLASS",
     "DISPATCHING",
+    "LOADER_INPUTS",
     "VALUE_TYPES",
     "FileRef",
     "Link",

@@ -14,7 +14,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from comfyfleet.comfy import prompts
 from comfyfleet.comfy.join import check_parts, join_audio, join_images, list_images
 from comfyfleet.comfy.values import unpack
-from comfyfleet.errors import ComfyFleetError, InputError
+from comfyfleet.errors import ComfyFleetError, InputError, RunError
 from comfyfleet.extension.collection import Collection, Request, linked
 from comfyfleet.extension.master import master
 from comfyfleet.extension.nodes.internal import INTERNAL
@@ -220,7 +220,10 @@ async def advance(collection: Collection) -> io.NodeOutput:
     shares = [unpack(packed, copy=copy) for packed in collection.values()]
     check_parts([share.get("images", []) for share in shares], collection.parts())
     used = _used(collection.prompt, collection.request.node_id)
-    outputs = outputs_of(shares, used, collection.request.absent)
+    try:
+        outputs = outputs_of(shares, used, collection.request.absent)
+    except RunError as error:
+        raise RunError(f"{error} {collection.makers}".strip()) from None
     blocked = [isinstance(output, ExecutionBlocker) for output in outputs.args]
     _missing[collection.request.node_id] = frozenset(compress(OUTPUTS, blocked))
     return outputs
