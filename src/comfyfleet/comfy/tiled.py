@@ -8,6 +8,7 @@ of ComfyUI itself, in each of its versions.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -47,14 +48,27 @@ def joined(driver: Driver, results: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 class silent:
-    """No progress of tiles that are not computed here."""
+    """No progress of tiles that are not computed here.
+
+    The hook is one for the process, and threads overlap: the first takes it, the last puts it back.
+    """
+
+    _lock = threading.Lock()
+    _inside = 0
+    _hook: Any = None
 
     def __enter__(self) -> None:
-        self._hook = comfy.utils.PROGRESS_BAR_HOOK
-        comfy.utils.set_progress_bar_global_hook(None)
+        with silent._lock:
+            if not silent._inside:
+                silent._hook = comfy.utils.PROGRESS_BAR_HOOK
+                comfy.utils.set_progress_bar_global_hook(None)
+            silent._inside += 1
 
     def __exit__(self, *_: object) -> None:
-        comfy.utils.set_progress_bar_global_hook(self._hook)
+        with silent._lock:
+            silent._inside -= 1
+            if not silent._inside:
+                comfy.utils.set_progress_bar_global_hook(silent._hook)
 
 
 class _Stand:

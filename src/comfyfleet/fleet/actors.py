@@ -192,7 +192,9 @@ class Actors:
         for digest, packed in unit.values.items():
             if digest not in stored:
                 stored[digest] = asyncio.ensure_future(asyncio.to_thread(ray.put, packed))
-        return {digest: await stored[digest] for digest in unit.values}
+        # Named before the first wait: another attempt may end meanwhile, and ``let_go``.
+        places = {digest: stored[digest] for digest in unit.values}
+        return {digest: await place for digest, place in places.items()}
 
     def forget(self, run_id: str) -> None:
         """Let go of the values of a run that has ended."""

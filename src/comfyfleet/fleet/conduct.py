@@ -150,6 +150,10 @@ class Conductor:
 
     async def _attempt(self, worker_id: str, unit: Unit, free_first: bool) -> None:
         assert self.actors is not None
+        if unit.run_id not in self.runs:
+            # Nothing would let go of its values.
+            self._fail(worker_id, unit, Failure(message="its run ended before it began"))
+            return
         async for event in self.actors.run(worker_id, unit, free_first=free_first):
             if not self._has(worker_id, unit):
                 return  # the worker was lost, and this was still on its way
