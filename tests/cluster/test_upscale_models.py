@@ -118,6 +118,21 @@ def test_vae_tiles_are_comfyuis_own(devices: Mapping[int, Bed], name: str) -> No
         assert abs(one - expected).max() <= 1e-5 * max(1.0, abs(expected).max())
 
 
+def test_an_exact_vae_is_the_undivided_one(devices: Mapping[int, Bed]) -> None:
+    prompt = picture() | {"2": VAES["demo"][0]}
+    prompt["3"] = node("VAEEncode", pixels=["1", 0], vae=["2", 2])
+    prompt["4"] = node("VAEDecode", samples=["3", 0], vae=["2", 2])
+    how = {"vae": ["2", 2], "tile_size": 128, "overlap": 32, "mode": "exact"}
+    prompt["5"] = node("FleetVAEEncode", pixels=["1", 0], **how)
+    prompt["6"] = node("FleetVAEDecode", samples=["3", 0], **how)
+    for stock, ours in ((["3", 0], ["5", 0]), (["4", 0], ["6", 0])):
+        expected = devices[1].compute(prompt, stock)
+        for bed in devices.values():
+            found = bed.compute(prompt, ours)
+            assert found.shape == expected.shape
+            assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
 BAD_VAE = [
     ("FleetVAEDecode", {"samples": ["3", 0]}, {}, "samples has 4 channels, but the VAE takes 16"),
     ("FleetVAEEncode", {"pixels": ["1", 0]}, {"overlap": 64}, "overlap is 64; give 0 to 32"),

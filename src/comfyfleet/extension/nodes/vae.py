@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from comfyfleet.errors import InputError
+from comfyfleet.extension import exact_vae
 from comfyfleet.extension.elsewhere import Elsewhere, naming, spread
 from comfyfleet.extension.nodes.internal import INTERNAL
 from comfyfleet.extension.upscaling import require_pictures
@@ -23,12 +24,28 @@ from comfyfleet.extension.vae import (
     encoded,
 )
 
+#: By ComfyUI's tiles, or undivided by rows.
+MODES = ("tiled", "exact")
+
 
 def _tile_inputs() -> list[Any]:
     return [
         io.Int.Input("tile_size", default=512, min=64, max=4096, step=32),
         io.Int.Input("overlap", default=64, min=0, max=1024, step=32),
+        io.Combo.Input(
+            "mode",
+            options=list(MODES),
+            optional=True,
+            default=MODES[0],
+            tooltip="tiled: as VAE Decode (Tiled) or VAE Encode (Tiled). exact: as without tiles, "
+            "each device with a part of the rows; for VAEs of pictures.",
+        ),
     ]
+
+
+def _require_mode(mode: str) -> None:
+    if mode not in MODES:
+        raise InputError(f"mode is {mode!r}; give {' or '.join(MODES)}.")
 
 
 class FleetVAEDecode(io.ComfyNode):
@@ -49,10 +66,16 @@ class FleetVAEDecode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, samples: Any, vae: Any, tile_size: int, overlap: int) -> io.NodeOutput:
+    def execute(
+        cls, samples: Any, vae: Any, tile_size: int, overlap: int, mode: str = MODES[0]
+    ) -> io.NodeOutput:
         hidden = cls.hidden
         with naming(hidden, "FleetVAEDecode"):
+            _require_mode(mode)
             latent = _latent_of(samples, vae)
+            if mode == "exact":
+                pixels = exact_vae.decode(hidden, vae, latent)
+                return io.NodeOutput(pixels.reshape(-1, *pixels.shape[-3:]))
             tiling = Tiling(vae=vae, tile_size=tile_size, overlap=overlap)
 
         def work(elsewhere: Elsewhere) -> io.NodeOutput:
@@ -79,10 +102,15 @@ class FleetVAEEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, pixels: Any, vae: Any, tile_size: int, overlap: int) -> io.NodeOutput:
+    def execute(
+        cls, pixels: Any, vae: Any, tile_size: int, overlap: int, mode: str = MODES[0]
+    ) -> io.NodeOutput:
         hidden = cls.hidden
         with naming(hidden, "FleetVAEEncode"):
+            _require_mode(mode)
             colors = require_pictures(pixels, "pixels")[..., :3]
+            if mode == "exact":
+                return io.NodeOutput({"samples": exact_vae.encode(hidden, vae, colors)})
             tiling = Tiling(vae=vae, tile_size=tile_size, overlap=overlap)
             _require_size(colors, tiling.compression)
 
