@@ -155,6 +155,7 @@ class Spread:
             if self._run is not None:
                 self._run.cancel("the node that asked for it has ended")
         if self._error is not None:
+            prompts.raise_if_interrupted()
             raise self._error
 
     def _compute_one(self) -> None:
@@ -180,6 +181,9 @@ class Spread:
                 self._serve()
         except BaseException as error:
             self._error = error
+            if prompts.is_interruption(error):
+                # A progress bar has used it up; who computes here is to stop as well.
+                prompts.interrupt()
         finally:
             self._over.set()
 
