@@ -61,6 +61,16 @@ def raise_if_interrupted() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
+def is_interruption(error: BaseException) -> bool:
+    """Is it ComfyUI's own interruption?"""
+    return isinstance(error, comfy.model_management.InterruptProcessingException)
+
+
+def interrupt() -> None:
+    """Interrupt whatever this process computes, as if the user pressed cancel."""
+    comfy.model_management.interrupt_current_processing()
+
+
 def torch_device_id() -> str:
     """The device of this ComfyUI as torch names it, with a number: cuda:0, mps, cpu."""
     device = comfy.model_management.get_torch_device()

@@ -41,6 +41,9 @@ class Part:
     numbers: Mapping[str, Any] = field(default_factory=dict)
     #: The node's inputs that are inputs of the spreading node under the same name.
     links: Sequence[str] = ()
+    #: What this execution of the spreading node was given for them: ComfyUI executes a node once
+    #: for each entry of a list.
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Elsewhere:
@@ -110,6 +113,13 @@ class Pending:
         known = dict(zip(self.links, values, strict=True))
         packed: dict[Link, Packed] = {}
         for link, entries in known.items():
+            if len(entries) > 1 and (entries := self._chosen(link, entries)) == []:
+                logger.warning(
+                    "node %s: node %s gives a list, from which other nodes make something for "
+                    "each entry: this device computes alone",
+                    *(self.node_id, link[0]),
+                )
+                return self._work(Elsewhere())
             try:
                 packed[link] = pack(list(entries), "a value for the workers")
             except InputError:
@@ -117,6 +127,11 @@ class Pending:
         if self._refused & known.keys():
             return self.go_on()
         return self.begin(packed)
+
+    def _chosen(self, link: Link, entries: Sequence[Any]) -> list[Any]:
+        """Of a list's entries the one that this execution was given; none if it is not known."""
+        given = [piece.given[link] for piece in self._pieces.values() if link in piece.given]
+        return [each for each in entries if given and each is given[0]][:1]
 
     def begin(self, values: Mapping[Link, Packed]) -> io.NodeOutput:
         digests = {link: digest_of(packed) for link, packed in values.items()}
@@ -137,8 +152,14 @@ class _Piece:
         self._node, self._task = new_id(prompt, "tile"), new_id(prompt, "task")
         inputs = prompt[node_id]["inputs"]
         links = {name: inputs[name] for name in part.links if as_link(inputs.get(name)) is not None}
-        given = {**part.numbers, **links, "task": [self._task, 0]}
-        node = {"class_type": part.class_type, "inputs": given}
+        #: What the links give, as far as it is known.
+        self.given = {
+            link: value
+            for name, value in part.given.items()
+            if (link := as_link(links.get(name))) is not None
+        }
+        numbers = {**part.numbers, "task": [self._task, 0]}
+        node = {"class_type": part.class_type, "inputs": {**numbers, **links}}
         whole = {**prompt, self._node: node, self._task: shipped_node("")}
         whole, self._sink = with_return(whole, {"value": (self._node, 0)})
         self._graph = upstream(whole, [self._sink])

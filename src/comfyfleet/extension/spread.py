@@ -155,6 +155,7 @@ class Spread:
             if self._run is not None:
                 self._run.cancel("the node that asked for it has ended")
         if self._error is not None:
+            prompts.raise_if_interrupted()
             raise self._error
 
     def _compute_one(self) -> None:
@@ -180,6 +181,9 @@ class Spread:
                 self._serve()
         except BaseException as error:
             self._error = error
+            if prompts.is_interruption(error):
+                # A progress bar has used it up; who computes here is to stop as well.
+                prompts.interrupt()
         finally:
             self._over.set()
 
@@ -253,8 +257,13 @@ class Spread:
         if packed is None:
             raise ComfyFleetError(f"{name} returned nothing for task {index}: a node is blocked.")
         # Nobody writes to it, so it need not be copied out of shared memory.
-        (value,) = unpack(packed, copy=False)["value"]
-        self._take(index, value, name)
+        values = unpack(packed, copy=False)["value"]
+        if len(values) != 1:
+            raise ComfyFleetError(
+                f"{name} returned {len(values)} results for task {index}: a node upstream gives a "
+                "list from which a model is made. Give it one entry, or compute without workers."
+            )
+        self._take(index, values[0], name)
         self._run.forget(index)
 
     def _take(self, index: int, value: Any, name: str) -> None:

@@ -64,6 +64,7 @@ class Redraw:
 
 def sample_part(sampling: Sampling) -> Part:
     """What workers need to sample tiles."""
+    names = ("model", "positive", "negative", "vae", "custom_sampler", "custom_sigmas")
     return Part(
         class_type=SAMPLE_NODE,
         numbers={
@@ -74,7 +75,8 @@ def sample_part(sampling: Sampling) -> Part:
             "scheduler": sampling.scheduler,
             "tiled_decode": sampling.tiled_decode,
         },
-        links=("model", "positive", "negative", "vae", "custom_sampler", "custom_sigmas"),
+        links=names,
+        given={name: getattr(sampling, name) for name in names},
     )
 
 

@@ -30,9 +30,10 @@ class Watched:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model": ("MODEL",), "folder": ("STRING", {})}}
+        required = {"model": ("MODEL",), "folder": ("STRING", {})}
+        return {"required": required, "optional": {"note": ("STRING", {})}}
 
-    def watch(self, model: Any, folder: str) -> tuple[Any]:
+    def watch(self, model: Any, folder: str, note: str = "") -> tuple[Any]:
         def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
             obey(Path(folder))
             return executor(*args, **kwargs)
@@ -114,6 +115,38 @@ class Conditioning:
         return ([[torch.randn(1, 16, width, generator=generator), {}]],)
 
 
+class Texts:
+    """A list: one text per line."""
+
+    RETURN_TYPES = ("STRING",)
+    OUTPUT_IS_LIST = (True,)
+    FUNCTION = "make"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"lines": ("STRING", {"multiline": True})}}
+
+    def make(self, lines: str) -> tuple[list[str]]:
+        return (lines.splitlines(),)
+
+
+class Joined:
+    """A list of pictures as one batch."""
+
+    RETURN_TYPES = ("IMAGE",)
+    INPUT_IS_LIST = True
+    FUNCTION = "make"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"images": ("IMAGE",)}}
+
+    def make(self, images: list[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (torch.cat(images),)
+
+
 class Region:
     """The left half of the picture is for this conditioning: an area, or a mask."""
 
@@ -158,4 +191,6 @@ NODE_CLASS_MAPPINGS = {
     "TestPicture": Picture,
     "TestConditioning": Conditioning,
     "TestRegion": Region,
+    "TestTexts": Texts,
+    "TestJoined": Joined,
 }
