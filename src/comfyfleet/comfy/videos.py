@@ -12,6 +12,7 @@ from typing import Any
 
 import av
 import folder_paths
+import numpy as np
 import torch
 from comfy_api.latest import InputImpl
 
@@ -57,8 +58,15 @@ class Reader:
             self.rate = Fraction(video.get_frame_rate())
             #: As the file says; some say it wrongly.
             self.count = int(video.get_frame_count())
+            if self._turns() % 2:
+                self.width, self.height = self.height, self.width
         except (ValueError, OSError) as error:  # PyAV's errors are both
             raise InputError(f"video cannot be read: {error}") from None
+
+    def _turns(self) -> int:
+        """By how many quarters, against the clock, the first frame is turned to be shown."""
+        with self.open() as container:
+            return _turns(next(container.decode(video=0), None))
 
     def frames(self) -> Iterator[Frame]:
         """All frames in order."""
@@ -75,7 +83,8 @@ class Reader:
                     continue
                 if self._length and frame.time >= self._begin + self._length - 1e-6:
                     return
-                pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")) / 255.0
+                upright = np.rot90(frame.to_ndarray(format="rgb24"), _turns(frame)).copy()
+                pixels = torch.from_numpy(upright) / 255.0
                 yield Frame(pixels_HWC=pixels, pts=frame.pts, time_base=frame.time_base)
 
     def open(self) -> Any:
@@ -105,6 +114,11 @@ class Reader:
     def window(self) -> tuple[float, float]:
         """Where it begins in its file and how long it is, in seconds; 0: to the end."""
         return self._begin, self._length
+
+
+def _turns(frame: Any) -> int:
+    """Telephones write pictures as their sensor lies, and how they are to be turned."""
+    return round(getattr(frame, "rotation", 0) / 90) % 4
 
 
 def _source_of(video: Any) -> Any:
