@@ -177,11 +177,17 @@ def redraw_of(inputs: dict[str, Any]) -> Redraw:
 
 def _require_fitting(model: Any, vae: Any) -> None:
     vae.throw_exception_if_invalid()
-    takes = model.get_model_object("latent_format").latent_channels
-    if takes != vae.latent_channels:
+    takes = model.get_model_object("latent_format")
+    if takes.latent_channels != vae.latent_channels:
         raise InputError(
             f"the VAE makes latents of {vae.latent_channels} channels, but the model takes "
-            f"{takes}: connect the VAE that belongs to the model."
+            f"{takes.latent_channels}: connect the VAE that belongs to the model."
+        )
+    # Flux and Wan have as many channels.
+    if takes.latent_dimensions == 2 and vae.latent_dim == 3:
+        raise InputError(
+            "this is a VAE of videos, but the model makes pictures: connect the VAE that belongs "
+            "to the model."
         )
 
 
