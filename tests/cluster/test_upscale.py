@@ -67,6 +67,27 @@ def test_alpha_and_odd_sizes_are_kept(devices: Mapping[int, Bed]) -> None:
     assert devices[1].compute(demo(width=71, height=93), ["6", 0]).shape == (1, 184, 144, 3)
 
 
+def test_each_prompt_of_a_list_is_its_own_pictures(devices: Mapping[int, Bed]) -> None:
+    prompt = demo(seed=12, cfg=6.0)
+    prompt["7"] = {"class_type": "TestTexts", "inputs": {"lines": "a red circle\na blue square"}}
+    prompt["4"]["inputs"]["text"] = ["7", 0]
+    prompt["8"] = {"class_type": "TestJoined", "inputs": {"images": ["6", 0]}}
+    one, two = (devices[count].compute(prompt, ["8", 0]) for count in (1, 2))
+    assert len(one) == 2 and not np.array_equal(one[0], one[1]) and np.array_equal(one, two)
+    assert len(devices[2].samplings) == 2
+
+
+def test_models_made_of_a_list_are_used_here_alone(devices: Mapping[int, Bed]) -> None:
+    prompt = demo(seed=13)
+    prompt["7"] = {"class_type": "StringTrim", "inputs": {"string": "a\nb", "mode": "Both"}}
+    prompt["8"] = {"class_type": "TestTexts", "inputs": {"lines": ["7", 0]}}
+    prompt["3"]["inputs"]["note"] = ["8", 0]
+    prompt["9"] = {"class_type": "TestJoined", "inputs": {"images": ["6", 0]}}
+    one, two = (devices[count].compute(prompt, ["9", 0]) for count in (1, 2))
+    assert len(one) == 2 and np.array_equal(one, two)
+    assert set(devices[2].samplings) == {"master"}
+
+
 def test_a_killed_worker_changes_no_pixel(devices: Mapping[int, Bed]) -> None:
     prompt = demo(blend="independent", width=160, height=160, seed=9)
     alone = devices[1].compute(prompt, ["6", 0])
@@ -134,27 +155,6 @@ def test_regions_are_the_same_on_all_devices(devices: Mapping[int, Bed], kind: s
     one, two = (devices[n].compute(regional(demo(cfg=6.0)), ["6", 0]) for n in (1, 2))
     plain = devices[1].compute(demo(cfg=6.0), ["6", 0])
     assert np.array_equal(one, two) and not np.array_equal(one, plain)
-
-
-def test_each_prompt_of_a_list_is_its_own_pictures(devices: Mapping[int, Bed]) -> None:
-    prompt = demo(seed=12, cfg=6.0)
-    prompt["7"] = {"class_type": "TestTexts", "inputs": {"lines": "a red circle\na blue square"}}
-    prompt["4"]["inputs"]["text"] = ["7", 0]
-    prompt["8"] = {"class_type": "TestJoined", "inputs": {"images": ["6", 0]}}
-    one, two = (devices[count].compute(prompt, ["8", 0]) for count in (1, 2))
-    assert len(one) == 2 and not np.array_equal(one[0], one[1]) and np.array_equal(one, two)
-    assert len(devices[2].samplings) == 2
-
-
-def test_models_made_of_a_list_are_used_here_alone(devices: Mapping[int, Bed]) -> None:
-    prompt = demo(seed=13)
-    prompt["7"] = {"class_type": "StringTrim", "inputs": {"string": "a\nb", "mode": "Both"}}
-    prompt["8"] = {"class_type": "TestTexts", "inputs": {"lines": ["7", 0]}}
-    prompt["3"]["inputs"]["note"] = ["8", 0]
-    prompt["9"] = {"class_type": "TestJoined", "inputs": {"images": ["6", 0]}}
-    one, two = (devices[count].compute(prompt, ["9", 0]) for count in (1, 2))
-    assert len(one) == 2 and np.array_equal(one, two)
-    assert set(devices[2].samplings) == {"master"}
 
 
 BAD = [

@@ -18,6 +18,7 @@ from comfyfleet.errors import InputError
 from comfyfleet.extension.elsewhere import Elsewhere, Part
 from comfyfleet.extension.sheets import DriverSheet, RedrawSheet, Sheet, Stream
 from comfyfleet.tiles.canvas import Canvas
+from comfyfleet.tiles.order import groups_of
 from comfyfleet.tiles.steps import Layout
 
 #: How tiles see each other: as on one device, or not at all.
@@ -56,6 +57,10 @@ class Redraw:
                 f"batch_size is {self.batch}, but force_uniform_tiles is off: tiles of several "
                 "sizes are no batch. Set batch_size to 1, or turn force_uniform_tiles on."
             )
+
+    def num_groups(self, width: int, height: int) -> int:
+        """How many groups of tiles a picture of this size has."""
+        return len(groups_of(self.layout.steps(width, height), self.batch))
 
     def canvas(self, pixels_BHWC: torch.Tensor) -> Canvas:
         """Pictures that are sampled together, to be drawn onto."""
@@ -155,7 +160,12 @@ def redraw(
     ``original``: width and height of the picture that the conditioning was made for.
     """
     total, one_latent = pixels_BHWC.shape[0], is_video(sampling.vae)
-    sheets = [
+    parts = portions(total, sampling.vae)
+    num_groups = how.num_groups(pixels_BHWC.shape[2], pixels_BHWC.shape[1])
+    if not num_groups:
+        return pixels_BHWC
+    # One by one: what a canvas needs besides its picture is there for those on their way.
+    sheets = (
         RedrawSheet(
             canvas=how.canvas(pixels_BHWC[first : first + count]),
             original=original,
@@ -166,13 +176,10 @@ def redraw(
             seam_denoise=how.seam_denoise,
             noise_from=None if one_latent else first,
         )
-        for first, count in portions(total, sampling.vae)
-    ]
-    num_groups = sum(len(sheet.canvas.groups) for sheet in sheets)
-    if not num_groups:
-        return pixels_BHWC
-    progress = Progress(node_id, num_groups, "tiles")
-    tiles = stream(iter(sheets), lambda sheet: None, how.static, elsewhere)
+        for first, count in parts
+    )
+    progress = Progress(node_id, len(parts) * num_groups, "tiles")
+    tiles = stream(sheets, lambda sheet: None, how.static, elsewhere)
     run_redraw(
         elsewhere,
         tiles,

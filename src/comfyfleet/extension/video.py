@@ -89,8 +89,8 @@ def redraw_video(
     def finish(sheet: Any) -> None:
         reel.write(sheet.canvas.pixels)
 
-    num_tiles = len(how.canvas(torch.zeros(1, size[1], size[0], 3)).groups)
-    progress = Progress(node_id, -(-reader.count // together) * num_tiles, "tiles")
+    num_groups = how.num_groups(*size)
+    progress = Progress(node_id, -(-reader.count // together) * num_groups, "tiles")
     tiles = stream(sheets(), finish, how.static, elsewhere)
 
     def tell(counts: Mapping[str, int]) -> None:
