@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import Future
 from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+
+from comfyfleet.errors import WorkerStartError
 
 pytestmark = pytest.mark.comfy
 
@@ -33,6 +36,47 @@ class Cancelled:
         raise InterruptProcessingException
 
     def take(self, index: int, value: Any) -> None: ...
+
+
+class Squares:
+    """A job of three tasks, whose first result comes before the fleet is heard of."""
+
+    def __init__(self, fleet: Future[Any]) -> None:
+        self._fleet = fleet
+        self.found: dict[int, int] = {}
+        self._given = 0
+
+    @property
+    def done(self) -> bool:
+        return len(self.found) == 3
+
+    def next(self) -> Any:
+        from comfyfleet.extension.spread import Task
+
+        if self._given > len(self.found) or self._given == 3:
+            return None  # one after the other
+        self._given += 1
+        return Task(index=self._given - 1, value=self._given - 1, num_bytes=0)
+
+    def take(self, index: int, value: Any) -> None:
+        self.found[index] = value
+        if len(self.found) == 1:
+            self._fleet.set_exception(WorkerStartError("worker cpu could not start"))
+
+
+def test_a_fleet_that_cannot_start_costs_no_task(
+    values: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # ComfyUI's server itself is not needed here, and cannot be imported beside the tests.
+    monkeypatch.setitem(sys.modules, "server", MagicMock())
+    from comfyfleet.extension.spread import Spread, Template
+
+    fleet: Future[Any] = Future()
+    job = Squares(fleet)
+    template = Template(prompt={}, task_node="t", values={})
+    Spread(job, lambda value: value * value, template=template, fleet=fleet).run()
+    assert job.found == {0: 0, 1: 1, 2: 4}
+    assert "this device computes alone" in caplog.text and "could not start" in caplog.text
 
 
 def test_a_cancel_that_the_feeder_hears_of_stops_what_is_computed_here(

@@ -24,7 +24,7 @@ import torch
 from comfyfleet.comfy import prompts
 from comfyfleet.comfy.shipped import digest_of
 from comfyfleet.comfy.values import pack, unpack
-from comfyfleet.errors import ComfyFleetError, RunError
+from comfyfleet.errors import ComfyFleetError, FleetError, RunError
 from comfyfleet.fleet import Delivery, Fleet, Run, RunEvent
 from comfyfleet.fleet.seat import MASTER
 from comfyfleet.graph import model_key, shipped_node
@@ -197,7 +197,7 @@ class Spread:
                 case None:
                     return
                 case Future():
-                    self._begin_run(event.result())
+                    self._meet(event)
                 case _Local(index=index, value=value):
                     self._take(index, value, HERE)
                 case Delivery():
@@ -207,6 +207,13 @@ class Spread:
             self._give()
         if self._run is not None:
             self._run.add((), more=False)
+
+    def _meet(self, fleet: Future[Fleet]) -> None:
+        """The fleet is there, or it is not to be had: then this device goes on with what it has."""
+        try:
+            self._begin_run(fleet.result())
+        except FleetError as error:
+            logger.warning("this device computes alone, as the fleet cannot be used: %s", error)
 
     def _begin_run(self, fleet: Fleet) -> None:
         """From now on tasks go to the fleet, of which this process is a part."""
