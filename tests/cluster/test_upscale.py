@@ -157,6 +157,19 @@ def test_regions_are_the_same_on_all_devices(devices: Mapping[int, Bed], kind: s
     assert np.array_equal(one, two) and not np.array_equal(one, plain)
 
 
+def test_regions_and_tiles_in_batches_are_refused_before_a_tile(
+    devices: Mapping[int, Bed],
+) -> None:
+    bed, prompt = devices[2], demo(batch_size=2)
+    region = {"conditioning": ["4", 0], "kind": "area"}
+    prompt["7"] = {"class_type": "TestRegion", "inputs": region}
+    prompt["6"]["inputs"]["positive"] = ["7", 0]
+    bed.forget()
+    entry = bed.master.finish(bed.master.queue(ended(bed, prompt)), 30)
+    assert "batch_size is 2, and positive has regions (area)" in error_of(entry)
+    assert "node 6 (FleetUpscale)" in error_of(entry) and not bed.samplings
+
+
 BAD = [
     ({"tile_width": 0}, "tile_width"),
     ({"count": 0}, "image is an empty batch"),

@@ -155,7 +155,9 @@ def test_independent_tiles_begin_all_at_once_and_seams_when_they_are_done():
     assert canvas.num_ready
 
 
-@pytest.mark.parametrize("wrong", [torch.zeros(1, 5, 5, 3), torch.zeros(2, 96, 96, 3)])
+@pytest.mark.parametrize(
+    "wrong", [torch.zeros(1, 5, 5, 3), torch.zeros(2, 80, 80, 3), torch.zeros(1, 80, 80, 1)]
+)
 def test_a_tile_of_another_size_is_refused(wrong):
     canvas = Canvas(picture(1, 256, 256), small, progressive=True)
     with pytest.raises(ComfyFleetError, match="tile 0 came as"):

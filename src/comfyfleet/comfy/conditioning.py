@@ -45,17 +45,29 @@ class Views:
     total: int
 
 
+def require_croppable(conditioning: Conditioning, name: str, batch: int) -> None:
+    """Raise InputError, naming the input, for what cannot be cut to tiles, ``batch`` in one go."""
+    for _, extra in conditioning:
+        regions = [key for key in _REGIONAL if extra.get(key) is not None]
+        if batch > 1 and regions:
+            raise InputError(
+                f"batch_size is {batch}, and {name} has regions ({', '.join(regions)}), which "
+                "differ from tile to tile. Set batch_size to 1."
+            )
+        kind = extra["gligen"][0] if extra.get("gligen") is not None else "position"
+        if kind != "position":
+            raise InputError(
+                f"{name} has GLIGEN of kind {kind!r}, which cannot be cut into tiles; only "
+                "'position' can."
+            )
+
+
 def crop_conditioning(conditioning: Conditioning, views: Views) -> list[list[Any]]:
     """The conditioning of these tiles; regions that do not reach them are left out.
 
-    If none reaches them, all apply to the whole tile. Raises InputError for regions where several
-    tiles are computed in one go.
+    If none reaches them, all apply to the whole tile. See ``require_croppable``.
     """
-    if len(views.crops) > 1 and any(key in extra for _, extra in conditioning for key in _REGIONAL):
-        raise InputError(
-            f"{len(views.crops)} tiles are computed in one go, and the conditioning has regions "
-            "(area, mask or GLIGEN), which differ from tile to tile. Set batch_size to 1."
-        )
+    require_croppable(conditioning, "the conditioning", len(views.crops))
     cropped = [(embedding, _cropped(extra, views)) for embedding, extra in conditioning]
     reached = [[embedding, extra] for embedding, extra in cropped if extra is not None]
     if reached or not conditioning:
@@ -118,8 +130,6 @@ def _along(begin: float, end: float, views: Views, axis: int) -> tuple[float, fl
 def _crop_gligen(gligen: Sequence[Any], views: Views) -> tuple[Any, ...]:
     """Boxes (embedding, height, width, y, x) as the tile sees them; others are left out."""
     kind, model, boxes = gligen
-    if kind != "position":
-        raise InputError(f"GLIGEN of kind {kind!r} cannot be cut into tiles; only 'position' can.")
     found = []
     for embedding, height, width, y, x in boxes:
         area = _crop_area((height, width, y, x), views)

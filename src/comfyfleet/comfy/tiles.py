@@ -164,7 +164,7 @@ def _decode(sampling: Sampling, samples: torch.Tensor) -> torch.Tensor:
         pixels = nodes.VAEDecodeTiled().decode(sampling.vae, latent, _DECODE_TILE)[0]
     else:
         pixels = nodes.VAEDecode().decode(sampling.vae, latent)[0]
-    return torch.as_tensor(pixels)
+    return torch.as_tensor(pixels)[..., :3]
 
 
 def resized(pictures_BHWC: torch.Tensor, width: int, height: int) -> torch.Tensor:

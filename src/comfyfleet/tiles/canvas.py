@@ -59,11 +59,12 @@ class Canvas:
     def put(self, number: int, tiles: list[torch.Tensor]) -> None:
         """What came of a group that ``begin`` gave, each tile as large as its crop."""
         for step, tile_BHWC in zip(self.groups[number], tiles, strict=True):
-            expected = (self.pixels.shape[0], step.crop.height, step.crop.width)
-            if tuple(tile_BHWC.shape[:3]) != expected or not tile_BHWC.is_floating_point():
+            count, colors = self.pixels.shape[0], self.pixels.shape[3]
+            expected = (count, step.crop.height, step.crop.width, colors)
+            if tuple(tile_BHWC.shape) != expected or not tile_BHWC.is_floating_point():
                 raise ComfyFleetError(
                     f"tile {step.index} came as {tuple(tile_BHWC.shape)} {tile_BHWC.dtype}; it "
-                    f"must be floats of {expected}: pictures, height, width."
+                    f"must be floats of {expected}: pictures, height, width, colours."
                 )
         self._arrived[number] = tiles
         for due in self._order.arrive(number):

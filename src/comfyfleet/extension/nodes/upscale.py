@@ -8,6 +8,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
+from comfyfleet.comfy.conditioning import require_croppable
 from comfyfleet.comfy.tiles import Sampling, resized
 from comfyfleet.errors import InputError
 from comfyfleet.extension.elsewhere import Elsewhere, naming, spread
@@ -152,6 +153,8 @@ def redraw_of(inputs: dict[str, Any]) -> Redraw:
     ):
         if value not in allowed:
             raise InputError(f"{name} is {value!r}; give one of {', '.join(allowed)}.")
+    for name in ("positive", "negative"):
+        require_croppable(inputs[name], name, inputs["batch_size"])
     layout = Layout(
         mode=inputs["mode_type"],
         tile_width=inputs["tile_width"],

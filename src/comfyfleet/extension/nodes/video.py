@@ -65,6 +65,8 @@ class FleetUpscaleVideo(io.ComfyNode):
         with naming(hidden, "FleetUpscaleVideo"):
             if not upscale_by > 0:
                 raise InputError(f"upscale_by is {upscale_by}; give more than 0.")
+            if segment < 1:
+                raise InputError(f"segment is {segment}; give 1 or more.")
             sampling, how = sampling_of(inputs), redraw_of(inputs)
             reader = Reader(video)
             size = enlarged_size(reader.width, reader.height, upscale_by, how.layout.unit)
