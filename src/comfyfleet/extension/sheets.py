@@ -73,6 +73,11 @@ class Stream:
     def done(self) -> bool:
         return self._exhausted and not self._open
 
+    @property
+    def current(self) -> Sheet | None:
+        """The first one that is not done."""
+        return self._open[0] if self._open else None
+
     def next(self) -> Task | None:
         sheet = self._ready_sheet()
         if sheet is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -184,9 +185,13 @@ def redraw(
         elsewhere,
         tiles,
         sampling,
-        lambda counts: progress.tell(tiles.num_taken, counts, lambda: pixels_BHWC[0]),
+        lambda counts: progress.tell(tiles.num_taken, counts, lambda: _seen(tiles.current)),
     )
     return pixels_BHWC
+
+
+def _seen(sheet: Sheet | None) -> torch.Tensor | None:
+    return sheet.canvas.seen(_PREVIEW_SIDE) if isinstance(sheet, RedrawSheet) else None
 
 
 def portions(total: int, vae: Any) -> list[tuple[int, int]]:
@@ -307,11 +312,13 @@ def upscale_by_model(
     height, width = (round(side * how.scale) for side in pixels_BHWC.shape[1:3])
     width, height = size or (width, height)
     whole = torch.empty(pixels_BHWC.shape[0], height, width, 3)
-    finished = iter(range(pixels_BHWC.shape[0]))
+    left = iter(whole)
+    shown: deque[torch.Tensor] = deque(maxlen=1)
 
     def finish(sheet: Any) -> None:
-        picture = sheet.joined().movedim(1, -1).clamp(0.0, 1.0)
-        whole[next(finished)] = resized(picture, width, height)[0]
+        picture = next(left)
+        picture.copy_(resized(sheet.joined().movedim(1, -1).clamp(0.0, 1.0), width, height)[0])
+        shown.append(picture)
 
     sheets = (how.sheet(picture_1HWC) for picture_1HWC in pixels_BHWC.split(1))
     per_picture = comfy.utils.get_tiled_scale_steps(
@@ -323,6 +330,6 @@ def upscale_by_model(
         elsewhere,
         tiles,
         how.upscale_model,
-        lambda counts: progress.tell(tiles.num_taken, counts, lambda: None),
+        lambda counts: progress.tell(tiles.num_taken, counts, lambda: shown[0] if shown else None),
     )
     return whole

@@ -56,6 +56,12 @@ class Canvas:
         """What each tile of the group is computed from, [B, height, width, C]."""
         return [_part(self.pixels, step.crop).clone() for step in self.groups[number]]
 
+    def seen(self, side: int) -> torch.Tensor:
+        """The first picture as it is now, [h, w, C], about as large as ``side`` at most."""
+        step = max(1, max(self.whole.right, self.whole.bottom) // side)
+        pixels = self.pixels[0, ::step, ::step]
+        return pixels if self._sheet is None else pixels + self._sheet.seen(step)
+
     def put(self, number: int, tiles: list[torch.Tensor]) -> None:
         """What came of a group that ``begin`` gave, each tile as large as its crop."""
         for step, tile_BHWC in zip(self.groups[number], tiles, strict=True):
@@ -101,6 +107,11 @@ class _Sheet:
         self._changes[:, area.top : area.bottom, area.left : area.right] += change_BHWC
         self._weights_HW1[area.top : area.bottom, area.left : area.right] += mask_HW1
         self._least = 1e-6 if step.shape == "flat" else 1.0
+
+    def seen(self, step: int) -> torch.Tensor:
+        """What the steps so far change in the first picture, at every so many pixels."""
+        weights_HW1 = self._weights_HW1[::step, ::step].clamp(min=self._least)
+        return self._changes[0, ::step, ::step] / weights_HW1
 
     def apply(self) -> None:
         """All steps of the level are here."""
