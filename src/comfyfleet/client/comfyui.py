@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -45,7 +45,8 @@ class ComfyClient:
         connection breaks and the link has patience, it is made again and nothing is missed.
 
         Raises WorkflowError if ComfyUI refuses any part of it, PromptFailed with the traceback if
-        it fails while running, RunCancelled if it was interrupted, Unreachable if it is gone.
+        it fails while running, RunCancelled if it was interrupted, Unreachable if it is gone. If
+        it is cancelled, the prompt may run on: see ``interrupt``.
         """
         address = f"/ws?clientId={uuid.uuid4().hex}"
         body: dict[str, Any] = {"prompt": prompt, "prompt_id": prompt_id}
@@ -80,11 +81,12 @@ class ComfyClient:
     async def interrupt(self, prompt_id: str) -> bool:
         """Stop this prompt whether it waits or runs; other prompts go on.
 
-        True if it runs, and so will end with an event; one that only waited is gone without any.
+        True if it is there still: it runs, and so will end with an event, or has just arrived. One
+        that only waited is gone without any.
         """
         await self._post("/queue", {"delete": [prompt_id]})
         await self._post("/interrupt", {"prompt_id": prompt_id})
-        return prompt_id in _queued(await self._get("/queue"), "queue_running")
+        return prompt_id in _queued(await self._get("/queue"), "queue_running", "queue_pending")
 
     async def _go_on(self, address: str, follower: Follower) -> None:
         """After a break: connect again, see what has happened meanwhile, and follow."""
@@ -112,13 +114,15 @@ class ComfyClient:
             )
 
     async def _queue_whole(self, body: Mapping[str, Any]) -> None:
-        """Queue the prompt; if cancelled meanwhile, take it back: it may have arrived already."""
+        """Queue the prompt; if cancelled meanwhile, it has arrived, or will not any more."""
         queueing = asyncio.ensure_future(self._queue(body))
         try:
             await asyncio.shield(queueing)
         except asyncio.CancelledError:
-            await queueing
-            await self.interrupt(body["prompt_id"])
+            while not queueing.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({queueing})
+            queueing.exception()  # looked at: nobody waits for it any more
             raise
 
     async def _queue(self, body: Mapping[str, Any]) -> None:

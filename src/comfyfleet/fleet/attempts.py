@@ -64,10 +64,12 @@ class UnitActor:
         self._runner = runner
         self._closed = threading.Event()
         self._why_closed = ""
-        self._current: tuple[str, str] | None = None
-        #: True if the current unit was interrupted, perhaps while its values were on their way.
-        self._withdrawn = False
-        #: Units that were interrupted while they were not here: a word that overtook its unit.
+        #: Guards what follows: an interrupt may come between any two steps of ``run``.
+        self._lock = threading.Lock()
+        #: The ids of the unit that runs, and of its prompt.
+        self._running: tuple[str, str] | None = None
+        #: Units that were interrupted while they did not run: a word can overtake its unit, or
+        #: come while its values are on their way.
         self._unwanted: deque[str] = deque(maxlen=100)
 
     def run(
@@ -78,27 +80,36 @@ class UnitActor:
         ``stored`` is where the unit's values lie in Ray's object store.
         """
         prompt_id = unit.mirrored.prompt_id if unit.mirrored else str(uuid.uuid4())
-        self._withdrawn = False
-        self._current = (unit.id, prompt_id)
-        if unit.id in self._unwanted:
-            self._current = None
-            yield Failure(message="interrupted before it began")
-            return
         if free_first:
             self.free({"unload_models": True, "free_memory": True})
         values = _fetch(stored)
-        if self._withdrawn:
+        events: queue.SimpleQueue[Happening | None] = queue.SimpleQueue()
+        if not self._begin(unit, prompt_id, values, events.put):
             yield Failure(message="interrupted before it began")
             return
-        events: queue.SimpleQueue[Happening | None] = queue.SimpleQueue()
-        work = self._work(unit, prompt_id, values, events.put)
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        future.add_done_callback(lambda done: events.put(self._ending(done)))
         while isinstance(event := events.get(), Progress | Told):
             yield event
-        self._current = None
+        self._running = None
         if event is not None:
             yield event
+
+    def _begin(
+        self,
+        unit: Unit,
+        prompt_id: str,
+        values: Mapping[str, Packed],
+        put: Callable[[Happening | None], None],
+    ) -> bool:
+        """Hand a unit to the event loop, which gets its interrupt after it; False if unwanted."""
+        with self._lock:
+            if unit.id in self._unwanted:
+                self._unwanted.remove(unit.id)
+                return False
+            self._running = (unit.id, prompt_id)
+            work = self._work(unit, prompt_id, values, put)
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future.add_done_callback(lambda done: put(self._ending(done)))
+        return True
 
     def _work(
         self,
@@ -121,13 +132,14 @@ class UnitActor:
         return mirror
 
     def interrupt(self, unit_id: str) -> None:
-        """Stop this unit if it is the one that runs; ``run`` then ends with a Failure."""
-        current = self._current
-        if current is None or current[0] != unit_id:
-            self._unwanted.append(unit_id)
-        else:
-            self._withdrawn = True
-            self._call(self._runner.interrupt(current[1]))
+        """Stop this unit if it runs here, or comes; ``run`` then ends with a Failure."""
+        with self._lock:
+            if self._running is None or self._running[0] != unit_id:
+                self._unwanted.append(unit_id)
+                return
+            work = self._runner.interrupt(self._running[1])
+            stopping = asyncio.run_coroutine_threadsafe(work, self._loop)
+        stopping.result(_CALL_TIMEOUT_S)
 
     def free(self, request: dict[str, Any]) -> None:
         """Unload models, or free memory, when what runs here has ended."""
