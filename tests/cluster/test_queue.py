@@ -436,6 +436,33 @@ def test_free_memory_reaches_workers(
         shared.post("/comfyfleet/v1/workers/cpu-1/enable", {})
 
 
+def test_in_a_staggered_start_one_device_loads_after_the_other(
+    server: Master, gates: Gates
+) -> None:
+    """And whoever holds the model by then does not wait."""
+    asked = {"on": True, "stagger_s": 2.5, "master_computes": False}
+    server.post("/comfyfleet/v1/share", asked)
+    try:
+        begun = time.monotonic()
+        ids = [server.queue(with_model(gates.prompt(name))) for name in ("s0", "s1")]
+        assert sorted(gates.wait("s0", "s1")) == ["cpu-0", "cpu-1"]
+        assert time.monotonic() - begun > 2.5
+        gates.open("s0", "s1", "s2", "s3")
+        ids += [server.queue(with_model(gates.prompt(name))) for name in ("s2", "s3")]
+        for prompt_id in ids:
+            assert server.finish(prompt_id)["status"]["status_str"] == "success"
+    finally:
+        server.post("/comfyfleet/v1/share", {**asked, "stagger_s": 0})
+
+
+def with_model(held: dict[str, Any]) -> dict[str, Any]:
+    """A prompt with a gate, whose picture a model draws."""
+    inputs = {**held["2"]["inputs"], "image": ["6", 0]}
+    drawn = prompts.demo(seed=4)
+    drawn["7"]["inputs"]["images"] = ["gate", 0]
+    return {**drawn, "gate": {**held["2"], "inputs": inputs}}
+
+
 def test_a_run_can_be_cancelled_by_its_id(shared: Master, gates: Gates) -> None:
     prompt_id = shared.queue(gates.prompt("cancelled", 80))
     gates.wait("cancelled")

@@ -109,6 +109,35 @@ def test_a_worker_that_fails_changes_no_pixel(devices: Mapping[int, Bed]) -> Non
         bed.withdraw("cpu-0.error")
 
 
+@pytest.mark.parametrize("short", ["master", "cpu-0"])
+def test_a_device_without_the_memory_changes_no_pixel(
+    devices: Mapping[int, Bed], short: str
+) -> None:
+    prompt = demo(mode_type="Chess", seed={"master": 14, "cpu-0": 16}[short])
+    alone = devices[1].compute(prompt, ["6", 0])
+    bed = devices[2]
+    bed.order(f"{short}.memory")
+    try:
+        assert np.array_equal(bed.compute(prompt, ["6", 0]), alone)
+    finally:
+        bed.withdraw(f"{short}.memory")
+    assert bed.samplings[short] < sum(bed.samplings.values()) / 2
+
+
+def test_too_little_memory_everywhere_is_said_with_the_devices(devices: Mapping[int, Bed]) -> None:
+    bed = devices[2]
+    for name in ("master", "cpu-0"):
+        bed.order(f"{name}.memory")
+    try:
+        entry = bed.master.finish(bed.master.queue(ended(bed, demo(seed=15))))
+    finally:
+        for name in ("master", "cpu-0"):
+            bed.withdraw(f"{name}.memory")
+    message = error_of(entry)
+    assert "told that memory is too small" in message
+    assert "cpu-0" in message and "this device" in message
+
+
 @pytest.mark.parametrize("name", ["two", "alone"])
 def test_a_cancelled_upscale_stops_everywhere(devices: Mapping[int, Bed], name: str) -> None:
     bed = devices[{"two": 2, "alone": 1}[name]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from concurrent.futures import Future
 from types import ModuleType
@@ -77,6 +78,28 @@ def test_a_fleet_that_cannot_start_costs_no_task(
     Spread(job, lambda value: value * value, template=template, fleet=fleet).run()
     assert job.found == {0: 0, 1: 1, 2: 4}
     assert "this device computes alone" in caplog.text and "could not start" in caplog.text
+
+
+def test_what_there_is_no_memory_for_waits_for_the_fleet(
+    values: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And if that does not come, the error is that of the device."""
+    # ComfyUI's server itself is not needed here, and cannot be imported beside the tests.
+    monkeypatch.setitem(sys.modules, "server", MagicMock())
+    import torch
+
+    from comfyfleet.extension.spread import Spread, Template
+
+    fleet: Future[Any] = Future()
+
+    def compute(value: int) -> int:
+        threading.Timer(0.2, fleet.set_exception, [WorkerStartError("no worker")]).start()
+        raise torch.OutOfMemoryError("too large")
+
+    template = Template(prompt={}, task_node="t", values={})
+    with pytest.raises(torch.OutOfMemoryError, match="too large"):
+        Spread(Squares(fleet), compute, template=template, fleet=fleet).run()
+    assert fleet.done()
 
 
 def test_a_cancel_that_the_feeder_hears_of_stops_what_is_computed_here(

@@ -66,6 +66,17 @@ def is_interruption(error: BaseException) -> bool:
     return isinstance(error, comfy.model_management.InterruptProcessingException)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Is it the device's, and not the machine's, memory that was too small?"""
+    return isinstance(error, comfy.model_management.OOM_EXCEPTION)
+
+
+def free_memory() -> None:
+    """Unload all models, as ComfyUI does when the device's memory was too small."""
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+
+
 def interrupt() -> None:
     """Interrupt whatever this process computes, as if the user pressed cancel."""
     comfy.model_management.interrupt_current_processing()

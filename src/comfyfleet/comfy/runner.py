@@ -77,10 +77,10 @@ class Runner:
         what a class declares. All others stay as they are, and so does what they save.
         """
         digests = node_digests(prompt)
-        outputs = {node_id for node_id, node in prompt.items() if _is_output(node)}
-        again = {node_id for node_id in outputs if digests[node_id] in self._outputs_seen}
-        self._outputs_seen |= {digests[node_id] for node_id in outputs}
-        again |= {node_id for node_id in outputs if prompt[node_id]["class_type"] == RETURN_NODE}
+        again = {key for key, node in prompt.items() if node["class_type"] == RETURN_NODE}
+        saving = {key for key, node in prompt.items() if _is_output(node)} - again
+        again |= {node_id for node_id in saving if digests[node_id] in self._outputs_seen}
+        self._outputs_seen |= {digests[node_id] for node_id in saving}
         return {
             node_id: with_input(node, ATTEMPT, key) if node_id in again else node
             for node_id, node in prompt.items()

@@ -12,7 +12,6 @@ from comfyfleet.extension.answers import Call, NotFound
 from comfyfleet.extension.master import master
 from comfyfleet.extension.switch import Switch
 from comfyfleet.fleet import Care
-from comfyfleet.work import Policy
 
 #: How each of ``api.routes.ACTIONS`` is done.
 _ACTIONS: Mapping[str, Callable[[Care, str], None]] = {
@@ -35,9 +34,7 @@ def install() -> None:
 
 
 async def _share(call: Call) -> dict[str, Any]:
-    await asyncio.to_thread(_switch_to, call["on"], call["master_computes"])
-    if call["on"] and call["stagger_s"] is not None:
-        master().running_fleet().set_policy(Policy(stagger_s=call["stagger_s"]))
+    await asyncio.to_thread(_switch_to, call["on"], call["master_computes"], call["stagger_s"])
     return state_of_sharing()
 
 
@@ -71,9 +68,9 @@ async def _cancel(call: Call) -> dict[str, Any]:
     return {"run": run_id, "action": "cancel"}
 
 
-def _switch_to(on: bool, master_computes: bool | None) -> None:
+def _switch_to(on: bool, master_computes: bool | None, stagger_s: float | None) -> None:
     if on:
-        _switch().turn_on(master_computes=master_computes)
+        _switch().turn_on(master_computes=master_computes, stagger_s=stagger_s)
     else:
         _switch().turn_off()
 

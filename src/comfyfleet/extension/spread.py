@@ -28,7 +28,7 @@ from comfyfleet.errors import ComfyFleetError, FleetError, RunError
 from comfyfleet.fleet import Delivery, Fleet, Run, RunEvent
 from comfyfleet.fleet.seat import MASTER
 from comfyfleet.graph import model_key, shipped_node
-from comfyfleet.work import Packed, Prompt, Result, Unit
+from comfyfleet.work import Failure, Packed, Prompt, Result, Unit
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,14 @@ class _Local:
 
 
 @dataclass(frozen=True, slots=True)
+class _Short:
+    """What this process has no memory for, from before there was a run."""
+
+    task: Task
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
 class _Ended:
     error: RunError | None
 
@@ -132,8 +140,12 @@ class Spread:
         self._tasks: dict[int, Task] = {}
         #: Those of them that this process takes without a run.
         self._todo: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        #: Those of them that wait for the fleet.
+        self._short: list[_Short] = []
         self._counts: Counter[str] = Counter()
         self._run: Run | None = None
+        #: Is no fleet there, and none coming?
+        self._alone = fleet is None
         self._model_key = model_key(template.prompt) if template else ""
         self._over = threading.Event()
         self._error: BaseException | None = None
@@ -163,14 +175,36 @@ class Spread:
         run = self._run
         if run is None:
             with contextlib.suppress(queue.Empty):
-                task = self._todo.get(timeout=_WAIT_S)
-                self._events.put(_Local(task.index, self._compute(task.value)))
+                self._compute_task(self._todo.get(timeout=_WAIT_S))
             return
         unit = run.next_local(_WAIT_S)
         task_here = None if unit is None else self._tasks.get(unit.index)
         if unit is not None and task_here is not None:
-            values = {"value": [self._compute(task_here.value)]}
-            run.finish_local(unit, Result(values=pack(values, f"task {unit.index}")))
+            self._compute_unit(run, unit, task_here)
+
+    def _compute_task(self, task: Task) -> None:
+        value, error = self._tried(task)
+        self._events.put(_Local(task.index, value) if error is None else _Short(task, error))
+
+    def _compute_unit(self, run: Run, unit: Unit, task: Task) -> None:
+        value, error = self._tried(task)
+        if error is None:
+            run.finish_local(unit, Result(values=pack({"value": [value]}, f"task {task.index}")))
+        else:
+            run.fail_local(unit, Failure(message=f"{HERE}: {error}", kind="out_of_memory"))
+
+    def _tried(self, task: Task) -> tuple[Any, Exception | None]:
+        """A task's result, or that this device has not the memory for it: another one may."""
+        try:
+            return self._compute(task.value), None
+        except Exception as error:
+            if not prompts.is_out_of_memory(error):
+                raise
+            # Its traceback holds what was computed so far.
+            short = error.with_traceback(None)
+        logger.warning("task %d needs more memory than %s has", task.index, HERE)
+        prompts.free_memory()
+        return None, short
 
     # The feeder.
 
@@ -200,11 +234,14 @@ class Spread:
                     self._meet(event)
                 case _Local(index=index, value=value):
                     self._take(index, value, HERE)
+                case _Short():
+                    self._short.append(event)
                 case Delivery():
                     self._take_delivery(event)
                 case _Ended(error=error):
                     raise error or ComfyFleetError("the run ended before its last task.")
             self._give()
+            self._pass_on()
         if self._run is not None:
             self._run.add((), more=False)
 
@@ -214,6 +251,7 @@ class Spread:
             self._begin_run(fleet.result())
         except FleetError as error:
             logger.warning("this device computes alone, as the fleet cannot be used: %s", error)
+        self._alone = self._run is None
 
     def _begin_run(self, fleet: Fleet) -> None:
         """From now on tasks go to the fleet, of which this process is a part."""
@@ -246,6 +284,13 @@ class Spread:
                 self._todo.put(task)
             else:
                 self._send(task)
+
+    def _pass_on(self) -> None:
+        """What this device has no memory for goes to the others, once they are there."""
+        if self._alone and self._short:
+            raise self._short[0].error
+        while self._run is not None and self._short:
+            self._send(self._short.pop().task)
 
     def _has_room(self) -> bool:
         if len(self._tasks) < _MIN_IN_FLIGHT:

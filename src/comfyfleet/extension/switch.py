@@ -21,6 +21,7 @@ from comfyfleet.extension.owner import owner_folder, read_config
 from comfyfleet.extension.sharing import Sharing
 from comfyfleet.fleet import Service
 from comfyfleet.fleet.journal import Journal
+from comfyfleet.work import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -59,15 +60,19 @@ class Switch:
         """What the owner should know: why it is off, or what is wrong with the journal."""
         return self._fault or self._book.note
 
-    def turn_on(self, *, master_computes: bool | None = None) -> None:
+    def turn_on(
+        self, *, master_computes: bool | None = None, stagger_s: float | None = None
+    ) -> None:
         """Share the queue; starts the fleet if need be, which takes seconds.
+
+        ``stagger_s``: from now on so long between two loads of a model.
 
         Raises ComfyFleetError, and then the queue is not shared.
         """
         with self._lock:
             self._stop()
             try:
-                self._turn_on(master_computes)
+                self._turn_on(master_computes, stagger_s)
             except ComfyFleetError as error:
                 self._fault = str(error)
                 raise
@@ -107,7 +112,7 @@ class Switch:
                     return
             pause.wait(_AGAIN_S)
 
-    def _turn_on(self, master_computes: bool | None) -> None:
+    def _turn_on(self, master_computes: bool | None, stagger_s: float | None) -> None:
         if not self._service.has_workers:
             raise InputError(
                 "the fleet has no worker to share the queue with: set COMFYFLEET_WORKERS to "
@@ -122,6 +127,8 @@ class Switch:
         except BaseException:
             book.close()
             raise
+        if stagger_s is not None:  # before anything of the queue begins
+            fleet.set_policy(Policy(stagger_s=stagger_s))
         sharing = Sharing(self._queue, self._places, self._names, book)
         sharing.start(fleet, master_computes=computes)
         self._sharing, self._book, self._fault = sharing, book, ""

@@ -152,7 +152,7 @@ class Conductor:
         assert self.actors is not None
         if unit.run_id not in self.runs:
             # Nothing would let go of its values.
-            self._fail(worker_id, unit, Failure(message="its run ended before it began"))
+            self.fail(worker_id, unit, Failure(message="its run ended before it began"))
             return
         async for event in self.actors.run(worker_id, unit, free_first=free_first):
             if not self._has(worker_id, unit):
@@ -163,7 +163,7 @@ class Conductor:
                 case Told():
                     self._tell(RunEvent(kind="told", unit=unit, worker_id=worker_id, told=event))
                 case Failure():
-                    self._fail(worker_id, unit, without_secrets(event, unit))
+                    self.fail(worker_id, unit, without_secrets(event, unit))
                 case Result():
                     self.hand_in(worker_id, unit, event)
 
@@ -175,7 +175,8 @@ class Conductor:
         self.handle(UnitProgress(worker_id=worker_id, unit_id=unit.id, fraction=fraction))
         self._tell(RunEvent(kind="progress", unit=unit, worker_id=worker_id, fraction=fraction))
 
-    def _fail(self, worker_id: str, unit: Unit, failure: Failure) -> None:
+    def fail(self, worker_id: str, unit: Unit, failure: Failure) -> None:
+        """A worker could not do a unit."""
         self._tell(RunEvent(kind="failed", unit=unit, worker_id=worker_id, failure=failure))
         self.handle(UnitFailed(worker_id=worker_id, unit_id=unit.id, failure=failure))
 

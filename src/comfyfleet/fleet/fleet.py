@@ -34,6 +34,7 @@ from comfyfleet.planner import Device
 from comfyfleet.work import (
     Dispatch,
     Event,
+    Failure,
     Halve,
     Policy,
     Prompt,
@@ -253,6 +254,9 @@ class Fleet:
 
     def finish_local(self, unit: Unit, result: Result) -> None:
         self._loop.post(self._conductor.hand_in, local_worker(unit.run_id), unit, result)
+
+    def fail_local(self, unit: Unit, failure: Failure) -> None:
+        self._loop.post(self._conductor.fail, local_worker(unit.run_id), unit, failure)
 
     # The loop.
 

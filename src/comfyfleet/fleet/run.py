@@ -50,6 +50,7 @@ class Engine(Protocol):
     def add_units(self, run_id: str, units: Sequence[Unit], more: bool) -> None: ...
     def join_local(self, run_id: str) -> None: ...
     def finish_local(self, unit: Unit, result: Result) -> None: ...
+    def fail_local(self, unit: Unit, failure: Failure) -> None: ...
 
 
 class Run:
@@ -113,6 +114,10 @@ class Run:
     def finish_local(self, unit: Unit, result: Result) -> None:
         """Hand in the result of a unit that ``next_local`` gave; the next may then be offered."""
         self._engine.finish_local(unit, result)
+
+    def fail_local(self, unit: Unit, failure: Failure) -> None:
+        """This process cannot compute a unit that ``next_local`` gave: others may."""
+        self._engine.fail_local(unit, failure)
 
     # The fleet's side.
 

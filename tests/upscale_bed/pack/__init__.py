@@ -13,7 +13,7 @@ import comfy.patcher_extension
 import numpy as np
 import torch
 
-WORKER = os.environ.get("COMFYFLEET_WORKER", "")
+NAME = os.environ.get("COMFYFLEET_WORKER") or os.environ.get("BED") or "master"
 _random = random.Random(os.getpid())
 
 
@@ -21,7 +21,8 @@ class Watched:
     """A model whose samplings are noted in a folder, and done there as is ordered.
 
     ``delay`` holds the most seconds that a sampling waits, by chance; ``<worker>.kill`` ends that
-    worker in the middle of its next one; ``<worker>.error`` makes all of its samplings fail.
+    worker in the middle of its next one; ``<worker>.error`` makes all of its samplings fail, and
+    ``<worker>.memory`` too, as if its memory was too small. The master's name is ``master``.
     """
 
     RETURN_TYPES = ("MODEL",)
@@ -46,13 +47,15 @@ class Watched:
 
 def obey(folder: Path) -> None:
     with (folder / "samplings").open("a") as file:
-        file.write(f"{WORKER or 'master'}\n")
+        file.write(f"{NAME}\n")
     if (folder / "delay").exists():
         time.sleep(_random.random() * float((folder / "delay").read_text()))
-    if (folder / f"{WORKER}.error").exists():
+    if (folder / f"{NAME}.error").exists():
         raise ValueError("told to fail")
-    if (folder / f"{WORKER}.kill").exists():
-        (folder / f"{WORKER}.kill").unlink()
+    if (folder / f"{NAME}.memory").exists():
+        raise torch.OutOfMemoryError("told that memory is too small")
+    if (folder / f"{NAME}.kill").exists():
+        (folder / f"{NAME}.kill").unlink()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
