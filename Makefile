@@ -24,8 +24,8 @@ check: setup  ## Format, lint, types, import directions
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/size.py
 
-test: setup  ## All tests, on the CPU, with a real ComfyUI and real workers
-	$(BIN)/python -m pytest
+test: setup  ## All tests, on the CPU, with a real ComfyUI and real workers: two files at once
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: setup  ## The tests that take minutes: hosts in network namespaces (as root), rented machines
 	$(BIN)/python -m pytest -m slow

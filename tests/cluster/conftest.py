@@ -11,6 +11,7 @@ from comfyfleet.fleet import Fleet, Host
 from comfyfleet.planner import cpu_device
 from tests.parallel_bed.bed import Bed
 from tests.parallel_bed.checkpoints import write_models
+from tests.queue_bed.bed import Gates
 from tests.remote_bed.bed import comfyuis_elsewhere
 from tests.support import Master
 
@@ -57,6 +58,14 @@ def elsewhere(
 ) -> Iterator[dict[str, Master]]:
     with comfyuis_elsewhere(comfyui, tmp_path_factory.mktemp("elsewhere")) as running:
         yield running
+
+
+@pytest.fixture
+def gates(tmp_path: Path) -> Iterator[Gates]:
+    """Where prompts wait; a test that fails leaves none of them waiting."""
+    made = Gates(tmp_path / "gates")
+    yield made
+    made.open_all()
 
 
 @pytest.fixture(scope="module")

@@ -39,11 +39,6 @@ def shared(server: Master) -> Master:
     return server
 
 
-@pytest.fixture
-def gates(tmp_path: Path) -> Gates:
-    return Gates(tmp_path / "gates")
-
-
 class Reader:
     """Reads the stream as a browser's EventSource does, in a thread."""
 

@@ -33,11 +33,6 @@ def server(
     running.close()
 
 
-@pytest.fixture
-def gates(tmp_path: Path) -> Gates:
-    return Gates(tmp_path / "gates")
-
-
 def collected(upstream: dict[str, Any], last: str, shares: int, **inputs: Any) -> dict[str, Any]:
     """Pictures of colours that follow one another, collected and saved."""
     seed = {"seed": {"class_type": "FleetSeed", "inputs": {"seed": 1}}}

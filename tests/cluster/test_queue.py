@@ -40,11 +40,6 @@ def shared(server: Master) -> Iterator[Master]:
     wait_until(lambda: not any(queued(server)), "the queue to be empty", 60)
 
 
-@pytest.fixture
-def gates(tmp_path: Path) -> Gates:
-    return Gates(tmp_path / "gates")
-
-
 # The same as with one ComfyUI.
 
 KINDS: dict[str, dict[str, Any]] = {

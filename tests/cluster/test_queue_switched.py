@@ -25,11 +25,6 @@ def server(
     running.close()
 
 
-@pytest.fixture
-def gates(tmp_path: Path) -> Gates:
-    return Gates(tmp_path / "gates")
-
-
 def test_a_cached_picture_is_the_same_after_sharing_was_switched(server: Master) -> None:
     unshare(server)
     server.run(saved(1))  # takes the number that the worker's own first file has

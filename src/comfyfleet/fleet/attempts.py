@@ -170,6 +170,8 @@ class UnitActor:
 
 def _fetch(stored: Mapping[str, Any]) -> dict[str, Packed]:
     """The values by digest: views of shared memory where it is this machine's."""
+    if not stored:
+        return {}
     import ray
 
     return dict(zip(stored, ray.get(list(stored.values())), strict=True))
