@@ -26,6 +26,8 @@ class SlowServer:
         #: How many interrupts it forgets, as they come before it has begun what it took.
         self.deaf = 0
         self.on_interrupt: Callable[[], Awaitable[None]] | None = None
+        #: How often it answers as a proxy does whose server is away.
+        self.away = 0
         #: Called soon after somebody has looked at the queue.
         self.on_looked: Callable[[], None] = lambda: None
 
@@ -62,6 +64,9 @@ class SlowServer:
         return web.json_response({"prompt_id": body["prompt_id"]})
 
     async def delete(self, request: web.Request) -> web.Response:
+        if self.away:
+            self.away -= 1
+            raise web.HTTPBadGateway
         for prompt_id in (await request.json())["delete"]:
             if prompt_id in self.pending:
                 self.pending.remove(prompt_id)
@@ -133,6 +138,18 @@ async def after_it_was_looked_for(server: SlowServer, attempt: Attempt) -> None:
     server.running, server.pending = server.pending, []
 
 
+async def while_the_way_is_broken(server: SlowServer, attempt: Attempt) -> None:
+    """For the first look, and for one when its task has ended."""
+
+    def arrive() -> None:
+        server.away += not server.go_on.is_set()
+        server.go_on.set()
+
+    server.away = 1
+    server.on_looked = arrive
+    await attempt.interrupt("one")
+
+
 async def before_it_begins(server: SlowServer, attempt: Attempt) -> None:
     """ComfyUI has taken it, and forgets who wanted to stop it."""
     server.go_on.set()
@@ -144,7 +161,13 @@ async def before_it_begins(server: SlowServer, attempt: Attempt) -> None:
 
 @pytest.mark.parametrize(
     "story",
-    [while_it_is_validated, while_it_is_looked_for, after_it_was_looked_for, before_it_begins],
+    [
+        while_it_is_validated,
+        while_it_is_looked_for,
+        after_it_was_looked_for,
+        while_the_way_is_broken,
+        before_it_begins,
+    ],
 )
 def test_nothing_is_left_of_a_prompt_that_was_stopped(story: Story) -> None:
     """It would hold up the worker, with nobody who waits for it."""

@@ -124,6 +124,20 @@ def test_a_device_without_the_memory_changes_no_pixel(
     assert bed.samplings[short] < sum(bed.samplings.values()) / 2
 
 
+def test_too_little_memory_here_while_the_worker_is_paused_is_said(
+    devices: Mapping[int, Bed],
+) -> None:
+    bed = devices[2]
+    bed.order("master.memory")
+    bed.master.post("/comfyfleet/v1/workers/cpu-0/disable", {})
+    try:
+        entry = bed.master.finish(bed.master.queue(ended(bed, demo(seed=17))), 60)
+    finally:
+        bed.master.post("/comfyfleet/v1/workers/cpu-0/enable", {})
+        bed.withdraw("master.memory")
+    assert "told that memory is too small" in error_of(entry)
+
+
 def test_too_little_memory_everywhere_is_said_with_the_devices(devices: Mapping[int, Bed]) -> None:
     bed = devices[2]
     for name in ("master", "cpu-0"):

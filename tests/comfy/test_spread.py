@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 from types import ModuleType
 from typing import Any
@@ -92,14 +93,21 @@ def test_what_there_is_no_memory_for_waits_for_the_fleet(
 
     fleet: Future[Any] = Future()
 
+    held: list[weakref.ref[torch.Tensor]] = []
+
     def compute(value: int) -> int:
         threading.Timer(0.2, fleet.set_exception, [WorkerStartError("no worker")]).start()
-        raise torch.OutOfMemoryError("too large")
+        large = torch.zeros(9)
+        held.append(weakref.ref(large))
+        try:
+            raise torch.OutOfMemoryError("too large for one way")
+        except torch.OutOfMemoryError:
+            raise torch.OutOfMemoryError("too large") from None
 
     template = Template(prompt={}, task_node="t", values={})
     with pytest.raises(torch.OutOfMemoryError, match="too large"):
         Spread(Squares(fleet), compute, template=template, fleet=fleet).run()
-    assert fleet.done()
+    assert fleet.done() and held[0]() is None
 
 
 def test_a_cancel_that_the_feeder_hears_of_stops_what_is_computed_here(

@@ -54,6 +54,25 @@ assert dispatch.state_of("w") == "idle"
 begun[1].close()
 """
 
+STOPPED = """
+async def main():
+    fleet = actors.Actors([])
+    worker = fleet._handles["w"] = MagicMock()
+    attempt = fleet.run("w", unit)
+    coming = asyncio.ensure_future(attempt.__anext__())
+    await asyncio.sleep(0.01)
+    await fleet.interrupt("w", unit.id)
+    failure = await coming
+    assert failure.message == "interrupted before it began", failure
+    worker.interrupt.options.assert_not_called()  # a later attempt there is not meant
+    worker.run.options().remote.assert_not_called()
+    await attempt.aclose()
+    assert not fleet._storing
+
+actors.Actors._supplied = lambda self, worker, prompt, unit="": asyncio.sleep(0, prompt)
+asyncio.run(main())
+"""
+
 
 def check(script: str) -> None:
     done = subprocess.run([sys.executable, "-c", ACTORS + script], capture_output=True, text=True)
@@ -62,6 +81,10 @@ def check(script: str) -> None:
 
 def test_an_attempt_keeps_values_that_another_lets_go_of() -> None:
     check(LET_GO)
+
+
+def test_an_attempt_that_is_stopped_before_it_is_sent_leaves_no_word_there() -> None:
+    check(STOPPED)
 
 
 def test_an_attempt_that_begins_after_its_run_stores_nothing() -> None:

@@ -156,16 +156,6 @@ def test_a_worker_that_waits_for_one_run_works_for_the_next():
     assert fleet.submit(*other) == [start("slow", other[0])]
 
 
-def test_of_two_prompts_that_wait_the_first_is_begun_first():
-    """When the second comes, the first is left to the fast worker no more."""
-    fleet = Fleet("slow", "fast")
-    fleet.measure(slow=2.5, fast=1.0)
-    (a,), (b,), (c,) = (make_units(1, run_id=name) for name in "abc")
-    assert fleet.submit(a) == [start("fast", a)]
-    assert fleet.submit(b) == []
-    assert fleet.submit(c) == [start("slow", b)]
-
-
 def test_a_unit_that_failed_on_the_fast_worker_is_not_left_to_it():
     fleet = Fleet("slow", "fast")
     fleet.measure(slow=10.0, fast=1.0)

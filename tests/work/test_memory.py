@@ -48,6 +48,17 @@ def test_a_paused_worker_is_waited_for_before_the_last_resort():
     assert fleet.resume("b") == [start("b", u)]
 
 
+def test_a_node_of_the_master_waits_for_no_paused_worker():
+    """Who waits for it has no word of whom it waits for."""
+    fleet = Fleet("a")
+    fleet.pause("a")
+    u = unit_of()
+    fleet.submit(u)
+    assert fleet.join("local", only_run="r") == [start("local", u)]
+    assert fleet.run_short("local", u) == [start("local", u, free_first=True)]
+    assert "ran out of memory on 1 worker: local" in failure_of(fleet.run_short("local", u))
+
+
 def test_the_last_resort_comes_when_the_only_other_worker_is_lost():
     fleet = Fleet("a", "b")
     fleet.pause("b")

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from comfyfleet.client.comfyui import ComfyClient
 from comfyfleet.errors import RunCancelled, Unreachable
 
+logger = logging.getLogger(__name__)
+
 #: Progress is told at most this often: a tiny model's sampler steps hundreds of times a second.
 _PROGRESS_INTERVAL_S = 0.1
 
-#: How often a prompt that was stopped, and has not ended, is stopped again.
-_AGAIN_S = 0.3
+#: A prompt that was stopped, and has not ended, is stopped again after this time, then less often.
+_AGAIN_S, _MAX_PAUSE_S = 0.3, 10.0
+#: How long a ComfyUI may not answer that has perhaps still got it.
+_LAST_LOOK_S = 30.0
 
 T = TypeVar("T")
 
@@ -55,16 +59,38 @@ class Attempt:
 
         ComfyUI forgets an interrupt that comes after it took a prompt and before it begins; a
         prompt may arrive after we have looked for it; and Python loses a task's cancellation that
-        comes with the answer it waited for.
+        comes with the answer it waited for. Raises Unreachable if nothing can be said of it.
         """
+        pauses_s = _pauses_s()
         while not task.done():
-            with suppress(Unreachable):  # which the task will notice
+            try:
                 if not await self._client.interrupt(prompt_id):
                     task.cancel()  # it ends without an event
-            await asyncio.wait({task}, timeout=_AGAIN_S)
-        with suppress(Unreachable):  # which whoever runs the next prompt will notice
-            while await self._client.interrupt(prompt_id):
-                await asyncio.sleep(_AGAIN_S)
+            except Unreachable as error:
+                logger.warning("prompt %s cannot be stopped so far: %s", prompt_id, error)
+            await asyncio.wait({task}, timeout=next(pauses_s))
+        await self._until_out(prompt_id)
+
+    async def _until_out(self, prompt_id: str) -> None:
+        """See the prompt gone, whose task has ended. Raises Unreachable after some time of it."""
+        told = time.monotonic()
+        for pause_s in _pauses_s():
+            try:
+                if not await self._client.interrupt(prompt_id):
+                    return
+                told = time.monotonic()
+            except Unreachable:
+                if time.monotonic() > told + _LAST_LOOK_S:
+                    raise
+            await asyncio.sleep(pause_s)
+
+
+def _pauses_s() -> Iterator[float]:
+    """Between two tries to stop a prompt: soon at first."""
+    pause_s = _AGAIN_S
+    while True:
+        yield pause_s
+        pause_s = min(1.5 * pause_s, _MAX_PAUSE_S)
 
 
 def throttled(on_progress: Callable[[float], None]) -> Callable[[float], None]:

@@ -35,7 +35,7 @@ _ENDED_BADLY = ("execution_error", "execution_interrupted")
 _ABOUT_THE_SERVER = ("status", "feature_flags", "logs")
 
 #: How torch, its allocators for CPU and DirectML, CUDA and Python say it.
-_OUT_OF_MEMORY = re.compile(
+OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfMemory|MemoryError|Allocation on device|can't allocate memory"
     r"|not enough (?:GPU video )?memory",
     re.I,
@@ -188,7 +188,7 @@ def _raise_if(ending: Message | None) -> None:
             traceback=plain("".join(lines), _MAX_TEXT, lines=True),
             node_id=plain(data.get("node_id"), 200) or None,
             class_type=plain(data.get("node_type"), 200) or None,
-            kind="out_of_memory" if _OUT_OF_MEMORY.search(message) else "error",
+            kind="out_of_memory" if OUT_OF_MEMORY.search(message) else "error",
         )
     )
 

@@ -10,6 +10,8 @@ import server
 from comfy.cli_args import args
 from comfy_execution.utils import get_executing_context
 
+from comfyfleet.client.follower import OUT_OF_MEMORY
+
 
 def current_prompt_id() -> str:
     """The id of the prompt whose node calls this."""
@@ -67,8 +69,11 @@ def is_interruption(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Is it the device's, and not the machine's, memory that was too small?"""
-    return isinstance(error, comfy.model_management.OOM_EXCEPTION)
+    """Was the memory too small? Said as of an error on a worker, whatever class it has."""
+    if is_interruption(error):
+        return False
+    known = isinstance(error, comfy.model_management.OOM_EXCEPTION)
+    return known or OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}") is not None
 
 
 def free_memory() -> None:

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import queue
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -38,6 +39,8 @@ _WAIT_S = 0.1
 _IN_FLIGHT_BYTES = 512 << 20
 #: So many tasks are given out in any case, that no device waits for another one.
 _MIN_IN_FLIGHT = 8
+#: After so many tasks in a row that it has no memory for a device takes no more of a run.
+_MAX_SHORT = 2
 #: What this process is called among those who compute.
 HERE = "this device"
 
@@ -144,6 +147,8 @@ class Spread:
         self._short: list[_Short] = []
         self._counts: Counter[str] = Counter()
         self._run: Run | None = None
+        #: How many tasks in a row this device has had no memory for.
+        self._num_short = 0
         #: Is no fleet there, and none coming?
         self._alone = fleet is None
         self._model_key = model_key(template.prompt) if template else ""
@@ -189,20 +194,24 @@ class Spread:
     def _compute_unit(self, run: Run, unit: Unit, task: Task) -> None:
         value, error = self._tried(task)
         if error is None:
+            self._num_short = 0
             run.finish_local(unit, Result(values=pack({"value": [value]}, f"task {task.index}")))
-        else:
-            run.fail_local(unit, Failure(message=f"{HERE}: {error}", kind="out_of_memory"))
+            return
+        self._num_short += 1
+        run.fail_local(unit, Failure(message=f"{HERE}: {error}", kind="out_of_memory"))
+        if self._num_short == _MAX_SHORT:  # so are the next ones, which are alike
+            run.leave_local("its memory is too small for tasks as these")
 
     def _tried(self, task: Task) -> tuple[Any, Exception | None]:
         """A task's result, or that this device has not the memory for it: another one may."""
         try:
             return self._compute(task.value), None
         except Exception as error:
-            if not prompts.is_out_of_memory(error):
+            if self._alone or not prompts.is_out_of_memory(error):
                 raise
-            # Its traceback holds what was computed so far.
-            short = error.with_traceback(None)
-        logger.warning("task %d needs more memory than %s has", task.index, HERE)
+            told = traceback.format_exc()  # as text: whoever keeps records would keep its frames
+            logger.warning("task %d needs more memory than %s has: %s", task.index, HERE, told)
+            short = _light(error)
         prompts.free_memory()
         return None, short
 
@@ -326,3 +335,9 @@ class Spread:
         del self._tasks[index]
         self._counts[name] += 1
         self._tell(self._counts)
+
+
+def _light(error: Exception) -> Exception:
+    """The error without its traceback and those before it, which hold what was computed so far."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

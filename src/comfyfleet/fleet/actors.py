@@ -170,6 +170,8 @@ class Actors:
             return  # ``lost`` tells of it
         except ray.exceptions.RayError as error:
             yield Failure(message=f"the result did not arrive: {error}")
+        finally:
+            self._storing.discard((worker_id, unit.id))
 
     async def _supplied(self, worker_id: str, prompt: Prompt, unit_id: str = "") -> Prompt:
         """A prompt as it can run there: nodes of a cluster are asked, and sent its files.
@@ -208,7 +210,9 @@ class Actors:
 
     async def interrupt(self, worker_id: str, unit_id: str) -> None:
         """Stop the unit if it still runs there."""
-        self._storing.discard((worker_id, unit_id))
+        if (worker_id, unit_id) in self._storing:
+            self._storing.remove((worker_id, unit_id))
+            return  # so it is not sent any more
         try:
             await self._call(worker_id, "interrupt", "control", unit_id)
         except _GONE:

@@ -89,7 +89,8 @@ class UnitActor:
             return
         while isinstance(event := events.get(), Progress | Told):
             yield event
-        self._running = None
+        with self._lock:
+            self._running = None
         if event is not None:
             yield event
 

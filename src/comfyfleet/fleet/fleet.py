@@ -44,6 +44,7 @@ from comfyfleet.work import (
     UnitsAdded,
     WorkerInfo,
     WorkerJoined,
+    WorkerLost,
 )
 from comfyfleet.work import RunCancelled as RunCancelledEvent
 
@@ -251,6 +252,9 @@ class Fleet:
 
     def join_local(self, run_id: str) -> None:
         self.post(WorkerJoined(worker_id=local_worker(run_id), only_run=run_id))
+
+    def leave_local(self, run_id: str, reason: str) -> None:
+        self.post(WorkerLost(worker_id=local_worker(run_id), reason=reason))
 
     def finish_local(self, unit: Unit, result: Result) -> None:
         self._loop.post(self._conductor.hand_in, local_worker(unit.run_id), unit, result)

@@ -137,7 +137,8 @@ def _conflicts(groups: Sequence[Group]) -> list[list[int]]:
 
 def _corners(rects: Sequence[Rect]) -> torch.Tensor:
     """Left, top, right and bottom of each: (4, rects)."""
-    return torch.tensor([(r.left, r.top, r.right, r.bottom) for r in rects]).reshape(-1, 4).T
+    found = [(rect.left, rect.top, rect.right, rect.bottom) for rect in rects]
+    return torch.tensor(found, dtype=torch.int32).reshape(-1, 4).T.contiguous()
 
 
 def _meet(many: torch.Tensor, one: torch.Tensor) -> torch.Tensor:

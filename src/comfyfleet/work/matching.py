@@ -47,10 +47,7 @@ class Matcher:
         i = num_ahead = 0
         while i < len(self.queue) and len(self._bench):
             run = self.queue[i]
-            # Those behind it have one each, or more. Without them the first would be left to a
-            # faster worker while a later one begins here.
-            num_behind = len(self.queue) - i - 1
-            yield from self._serve(run, num_ahead + num_behind)
+            yield from self._serve(run, num_ahead)
             num_ahead += len(run.pool)
             if run.pool:
                 i += 1
@@ -58,16 +55,16 @@ class Matcher:
                 del self.queue[i]
                 run.queued = False
 
-    def _serve(self, run: Run, num_others: int) -> Iterator[tuple[Worker, Job]]:
+    def _serve(self, run: Run, num_ahead: int) -> Iterator[tuple[Worker, Job]]:
         if not self._bench.line(run):
             return
         for model in run.pool.models():
             if self._bench.line(run, model):
-                yield from self._hand_out(run, model, num_others)
-        yield from self._hand_out(run, None, num_others)
+                yield from self._hand_out(run, model, num_ahead)
+        yield from self._hand_out(run, None, num_ahead)
 
     def _hand_out(
-        self, run: Run, model: str | None, num_others: int
+        self, run: Run, model: str | None, num_ahead: int
     ) -> Iterator[tuple[Worker, Job]]:
         """Let idle workers, fastest first, take units of the model that they hold, or of any."""
         i = 0
@@ -80,7 +77,7 @@ class Matcher:
             if job is None:
                 i += 1
                 continue
-            num_pending = num_others + len(run.pool)
+            num_pending = num_ahead + len(run.pool)
             found = self._ladder.find_wait(worker, job, num_pending, self._now)
             if found is not None:
                 self._let_wait(run, slowness, *found)

@@ -92,6 +92,11 @@ class Roster:
         worker = self.find(worker_id)
         return worker is not None and worker.serves(run)
 
+    def able(self, run: Run, barred: Collection[str]) -> list[Worker]:
+        """Those whom ``num_able`` counts."""
+        known = (*self.workers.values(), *self.absent.values())
+        return [each for each in known if each.serves(run) and each.id not in barred]
+
     def only_for(self, run_id: str) -> list[Worker]:
         return list(self._own.get(run_id, ()))
 

@@ -129,10 +129,20 @@ class Runs:
             return True
         if job.too_large and self._may_halve(job):
             return False
-        if self._board.roster.num_able(job.run, job.barred):
+        if self._board.roster.num_able(job.run, job.barred) and not self._others_rest(job):
             return True
         job.second_try = self._find_second_try(job)
         return job.second_try is not None
+
+    def _others_rest(self, job: Job) -> bool:
+        """Has the run's own process no memory for it, and does nobody else take units now?
+
+        Whoever waits for a node to end does not know that its owner has paused the others.
+        """
+        roster = self._board.roster
+        if not any(own.id in job.shortages for own in roster.only_for(job.run.id)):
+            return False
+        return not any(other.health.takes_units for other in roster.able(job.run, job.barred))
 
     def _find_second_try(self, job: Job) -> str | None:
         """The first that ran out of memory and still can take it, unless one has tried again."""
