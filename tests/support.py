@@ -37,7 +37,10 @@ def wait_until(check: Callable[[], Any], what: str, timeout_s: float = 120.0) ->
 
 #: Every process that this run of the tests starts inherits it.
 TEST_RUN = "COMFYFLEET_TEST_RUN"
-os.environ.setdefault(TEST_RUN, uuid.uuid4().hex)
+# Where tests run in several processes each has a mark of its own, and so have its children.
+_mark = f"{os.environ.get('PYTEST_XDIST_WORKER', '')}."
+if not os.environ.get(TEST_RUN, "").startswith(_mark):
+    os.environ[TEST_RUN] = f"{_mark}{uuid.uuid4().hex}"
 
 
 def marked_processes(*, ours: bool = True) -> list[tuple[psutil.Process, str]]:

@@ -9,11 +9,12 @@ import pytest
 
 from comfyfleet.fleet import Fleet, Host
 from comfyfleet.planner import cpu_device
+from tests import prompts
 from tests.parallel_bed.bed import Bed
 from tests.parallel_bed.checkpoints import write_models
 from tests.queue_bed.bed import Gates
 from tests.remote_bed.bed import comfyuis_elsewhere
-from tests.support import Master
+from tests.support import Master, wait_until
 
 
 @pytest.fixture(scope="module")  # a process can have one Ray at a time
@@ -28,10 +29,17 @@ def fleet(comfyui: Path, nothing_left: None) -> Iterator[Fleet]:
 def master(
     comfyui: Path, tmp_path_factory: pytest.TempPathFactory, nothing_left: None
 ) -> Iterator[Master]:
-    """A ComfyUI that computes itself and has two CPU workers."""
+    """A ComfyUI that computes itself and has two CPU workers, which are there."""
     running = Master(comfyui, tmp_path_factory.mktemp("master"), workers="cpu,cpu")
+    running.run(prompts.collected(shares=3))
+    wait_until(lambda: set(states(running)) == {"idle"}, "the workers")
     yield running
     running.close()
+
+
+def states(master: Master) -> list[str]:
+    """What each worker does."""
+    return [each["state"] for each in master.get("/comfyfleet/v1/status")["workers"]]
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,12 @@ def test_two_workers_each_with_a_process_of_its_own(fleet: Fleet) -> None:
     assert len({worker.comfyui_version for worker in workers}) == 1
 
 
+def test_workers_have_the_priority_of_their_owner(fleet: Fleet) -> None:
+    """Ray's own, the lowest but for some, would leave them nothing of a busy CPU."""
+    own = psutil.Process().nice()
+    assert [psutil.Process(worker.pid).nice() for worker in fleet.workers] == [own, own]
+
+
 def test_latents_come_back_bit_by_bit_from_either_worker(fleet: Fleet) -> None:
     """The same unit eight times: both workers take some, and all results are the same bits."""
     prompt = returning(prompts.demo(steps=3), ["5", 0])

@@ -40,6 +40,9 @@ RAY_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # ComfyUI offloads models into memory until it is nearly full, which is no reason to kill it.
     "RAY_memory_monitor_refresh_ms": "0",
+    # Ray would start workers with a niceness of 15: whatever else computes on the machine, this
+    # ComfyUI too, would leave them next to nothing of a busy CPU, and their GPU would wait.
+    "RAY_worker_niceness": "0",
 }
 
 
