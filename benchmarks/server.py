@@ -132,7 +132,7 @@ class Server:
     def finish(self, prompt_id: str) -> dict[str, Any]:
         """Wait for a prompt to end; its history. Raises RuntimeError if it failed."""
         while not (entry := self.history(prompt_id)):
-            time.sleep(0.02)
+            time.sleep(0.1)  # not more often: each look costs a CPU on which workers compute
         if entry["status"]["status_str"] != "success":
             raise RuntimeError(f"the prompt failed: {entry['status']['messages']}")
         return entry
