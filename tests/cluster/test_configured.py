@@ -104,6 +104,19 @@ def test_a_worker_that_is_added_is_looked_for_at_once(configured: Master) -> Non
     assert configured.delete(f"{CONFIG}/workers/box")["workers"] == []
 
 
+def test_sharing_looks_for_workers_that_were_written_down_since(configured: Master) -> None:
+    """As `comfyfleet config add-worker` does, which tells no running ComfyUI."""
+    url = f"http://127.0.0.1:{free_port()}"
+    path = file_of(configured.base)
+    before = path.read_text()
+    path.write_text(f"{before}\nworkers:\n  - name: attic\n    url: {url}\n")
+    try:
+        configured.post(SHARE, {"on": True})
+        assert url in wait_until(lambda: reason_of(configured, "attic"), "word of it", 30)
+    finally:
+        path.write_text(before)
+
+
 def reason_of(configured: Master, name: str) -> str:
     status = configured.get("/comfyfleet/v1/status")["workers"]
     return next((each["reason"] for each in status if each["id"] == name), "")

@@ -123,6 +123,7 @@ class Switch:
         book = Book(_journal() if config.value(JOURNAL) else None)
         try:
             fleet = self._service.fleet()
+            self._service.look_for_remotes()  # of those set since it began
             left = book.unfinished()
         except BaseException:
             book.close()
