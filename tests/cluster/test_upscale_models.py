@@ -135,7 +135,19 @@ def test_an_exact_vae_is_the_undivided_one(devices: Mapping[int, Bed]) -> None:
 
 BAD_VAE = [
     ("FleetVAEDecode", {"samples": ["3", 0]}, {}, "samples has 4 channels, but the VAE takes 16"),
+    (
+        "FleetVAEDecode",
+        {"samples": ["6", 0]},
+        {},
+        "samples is a latent of pictures, but this is a VAE of videos",
+    ),
     ("FleetVAEEncode", {"pixels": ["1", 0]}, {"overlap": 64}, "overlap is 64; give 0 to 32"),
+    (
+        "FleetVAEEncode",
+        {"pixels": ["7", 0]},
+        {"mode": "exact"},
+        "pixels is 4 x 4; the VAE needs 8 x 8 or more",
+    ),
 ]
 
 
@@ -145,6 +157,8 @@ def test_a_vae_that_does_not_fit_is_named(
 ) -> None:
     prompt = picture() | {"2": node("VAELoader", vae_name="tiny_wan.safetensors")}
     prompt["3"] = node("EmptyLatentImage", width=64, height=64, batch_size=1)
+    prompt["6"] = node("EmptySD3LatentImage", width=64, height=64, batch_size=1)
+    prompt["7"] = node("EmptyImage", width=4, height=4, batch_size=1, color=0)
     prompt["4"] = node(cls, vae=["2", 0], **links, **{"tile_size": 128, "overlap": 0, **size})
     prompt["5"] = node("TestDump", value=["4", 0], path="/dev/null")
     entry = devices[2].master.finish(devices[2].master.queue(prompt))

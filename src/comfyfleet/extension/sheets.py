@@ -6,6 +6,7 @@ needs the memory of the few frames that are in flight.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from comfyfleet.errors import ComfyFleetError
 from comfyfleet.extension.spread import Task
 from comfyfleet.tiles.canvas import Canvas
 
+#: What open sheets may hold together. The first one is opened however large it is.
+_OPEN_BYTES = 2 << 30
+
 #: Plain data and tensors that one tile, or one group of tiles, is computed from.
 Parcel: TypeAlias = Any
 
@@ -33,6 +37,10 @@ class Sheet(Protocol):
     @property
     def num_ready(self) -> int:
         """How many parcels may begin now."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What it holds until it is done, as far as that is known."""
 
     def next(self) -> tuple[int, Parcel]:
         """A number and the parcel; only if one is ready."""
@@ -51,7 +59,8 @@ class Stream:
         static_devices: int = 0,
         max_open: int = 1 << 20,
     ) -> None:
-        """``finish`` gets each sheet that is done, in order. At most ``max_open`` are on their way.
+        """``finish`` gets each sheet that is done, in order. At most ``max_open`` are on their way,
+        and no more than fit in memory.
 
         With ``static_devices`` what may begin at one time is dealt out to so many devices in equal
         parts, each of them one task; else each parcel is a task, taken by whoever is free.
@@ -101,7 +110,7 @@ class Stream:
 
     def _ready_sheet(self) -> Sheet | None:
         ready = next((sheet for sheet in self._open if sheet.num_ready), None)
-        while ready is None and not self._exhausted and len(self._open) < self._max_open:
+        while ready is None and not self._exhausted and self._may_open():
             sheet = next(self._sheets, None)
             if sheet is None:
                 self._exhausted = True
@@ -110,6 +119,13 @@ class Stream:
                 ready = sheet if sheet.num_ready else None
             self._close()  # a sheet with nothing to do
         return ready
+
+    def _may_open(self) -> bool:
+        if not self._open:
+            return True
+        # The next one is taken to be as large as the last.
+        held = sum(sheet.num_bytes for sheet in self._open) + self._open[-1].num_bytes
+        return len(self._open) < self._max_open and held <= _OPEN_BYTES
 
     def _share_of(self, sheet: Sheet) -> int:
         """How many parcels the next task has."""
@@ -150,6 +166,10 @@ class RedrawSheet:
     @property
     def num_ready(self) -> int:
         return self.canvas.num_ready
+
+    @property
+    def num_bytes(self) -> int:
+        return self.canvas.num_bytes
 
     def next(self) -> tuple[int, Parcel]:
         number = self.canvas.begin()
@@ -197,6 +217,10 @@ class DriverSheet:
     @property
     def num_ready(self) -> int:
         return len(self._tiles) - self._next
+
+    @property
+    def num_bytes(self) -> int:
+        return 4 * sum(math.prod(shape) for shape in self._shapes)
 
     def next(self) -> tuple[int, Parcel]:
         number, self._next = self._next, self._next + 1

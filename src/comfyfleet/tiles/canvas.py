@@ -35,6 +35,12 @@ class Canvas:
         return self._order.groups
 
     @property
+    def num_bytes(self) -> int:
+        """What the picture holds, and what is drawn beside it until it is done."""
+        size = int(self.pixels.numel() * self.pixels.element_size())
+        return size if self._sheet is None else size + self._sheet.num_bytes
+
+    @property
     def num_drawn(self) -> int:
         """How many groups are drawn."""
         return self._order.num_drawn
@@ -101,6 +107,10 @@ class _Sheet:
         #: Tiles cover the picture: their weights are made to sum to one. What mends seams leaves
         #: the rest as it is.
         self._least = 1.0
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self._changes.numel() * self._changes.element_size())
 
     def add(self, step: Step, mask_HW1: torch.Tensor, change_BHWC: torch.Tensor) -> None:
         area = step.reach

@@ -187,10 +187,11 @@ def _require_fitting(model: Any, vae: Any) -> None:
             f"{takes.latent_channels}: connect the VAE that belongs to the model."
         )
     # Flux and Wan have as many channels.
-    if takes.latent_dimensions == 2 and vae.latent_dim == 3:
+    if takes.latent_dimensions != vae.latent_dim:
+        kinds = {1: "sound", 2: "pictures", 3: "videos"}
         raise InputError(
-            "this is a VAE of videos, but the model makes pictures: connect the VAE that belongs "
-            "to the model."
+            f"this is a VAE of {kinds[vae.latent_dim]}, but the model makes "
+            f"{kinds[takes.latent_dimensions]}: connect the VAE that belongs to the model."
         )
 
 

@@ -11,7 +11,7 @@ from comfyfleet.errors import InputError
 from comfyfleet.extension import exact_vae
 from comfyfleet.extension.elsewhere import Elsewhere, naming, spread
 from comfyfleet.extension.nodes.internal import INTERNAL
-from comfyfleet.extension.upscaling import require_pictures
+from comfyfleet.extension.upscaling import require_pictures, with_colors
 from comfyfleet.extension.vae import (
     DECODE_NODE,
     ENCODE_NODE,
@@ -108,11 +108,11 @@ class FleetVAEEncode(io.ComfyNode):
         hidden = cls.hidden
         with naming(hidden, "FleetVAEEncode"):
             _require_mode(mode)
-            colors = require_pictures(pixels, "pixels")[..., :3]
+            colors, _ = with_colors(require_pictures(pixels, "pixels"))
+            _require_size(colors, int(vae.spacial_compression_decode()))
             if mode == "exact":
                 return io.NodeOutput({"samples": exact_vae.encode(hidden, vae, colors)})
             tiling = Tiling(vae=vae, tile_size=tile_size, overlap=overlap)
-            _require_size(colors, tiling.compression)
 
         def work(elsewhere: Elsewhere) -> io.NodeOutput:
             samples = encoded(elsewhere, hidden.unique_id, tiling, colors)
@@ -136,6 +136,12 @@ def _latent_of(samples: Any, vae: Any) -> torch.Tensor:
     if latent.shape[1] != vae.latent_channels:
         raise InputError(
             f"samples has {latent.shape[1]} channels, but the VAE takes {vae.latent_channels}: "
+            "connect the VAE that belongs to the model."
+        )
+    if dims != vae.latent_dim:
+        kinds = {1: "sound", 2: "pictures", 3: "videos"}
+        raise InputError(
+            f"samples is a latent of {kinds[dims]}, but this is a VAE of {kinds[vae.latent_dim]}: "
             "connect the VAE that belongs to the model."
         )
     found: torch.Tensor = latent
