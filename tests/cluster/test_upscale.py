@@ -88,14 +88,18 @@ def test_models_made_of_a_list_are_used_here_alone(devices: Mapping[int, Bed]) -
     assert set(devices[2].samplings) == {"master"}
 
 
-def test_a_killed_worker_changes_no_pixel(devices: Mapping[int, Bed]) -> None:
-    prompt = demo(blend="independent", width=160, height=160, seed=9)
+@pytest.mark.parametrize("name", ["independent", "linear", "intersections", "batch of 3"])
+def test_a_killed_worker_changes_no_pixel(devices: Mapping[int, Bed], name: str) -> None:
+    """Where tiles wait for their neighbours too, and where seams are mended."""
+    prompt = demo(**{"width": 128, "height": 160, "seed": 9, **CASES[name]})
     alone = devices[1].compute(prompt, ["6", 0])
     bed = devices[3]
+    bed.ready()
     bed.order("cpu-0.kill")
     assert np.array_equal(bed.compute(prompt, ["6", 0]), alone)
     assert not (bed.folder / "cpu-0.kill").exists()
-    assert sum(bed.samplings.values()) == 26  # one of them in vain
+    # One of them in vain.
+    assert sum(bed.samplings.values()) == sum(devices[1].samplings.values()) + 1
 
 
 def test_a_worker_that_fails_changes_no_pixel(devices: Mapping[int, Bed]) -> None:

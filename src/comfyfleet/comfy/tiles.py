@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from comfyfleet.comfy.conditioning import Views, crop_conditioning, crop_model
+from comfyfleet.comfy.tiled import silent
 from comfyfleet.errors import InputError
 from comfyfleet.tiles.geometry import Rect
 
@@ -161,7 +162,8 @@ def _filled(vae: Any, frames_BHWC: torch.Tensor) -> torch.Tensor:
 def _decode(sampling: Sampling, samples: torch.Tensor) -> torch.Tensor:
     latent = {"samples": samples}
     if sampling.tiled_decode:
-        pixels = nodes.VAEDecodeTiled().decode(sampling.vae, latent, _DECODE_TILE)[0]
+        with silent():  # the bar of the node counts whole tiles
+            pixels = nodes.VAEDecodeTiled().decode(sampling.vae, latent, _DECODE_TILE)[0]
     else:
         pixels = nodes.VAEDecode().decode(sampling.vae, latent)[0]
     return torch.as_tensor(pixels)[..., :3]
