@@ -177,6 +177,18 @@ def test_a_sliver_of_an_area_has_one_unit_at_least() -> None:
     assert only({"area": AREA}, views(Rect(78, 0, 128, 48)))["area"] == (4, 1, 1, 0)
 
 
+@pytest.mark.parametrize("area", [AREA, AREA_IN_PARTS], ids=["units", "parts"])
+def test_an_area_has_latents_wherever_the_tile_begins(area: tuple[Any, ...]) -> None:
+    """One that begins a few pixels before the tile's end is not rounded past it: ComfyUI would
+    give the model a picture without a width."""
+    for left in range(WIDTH - 24 + 1):
+        for top in range(0, HEIGHT - 16 + 1, 3):
+            crop = Rect(left, top, left + 24, top + 16)
+            height, width, y, x = only({"area": area}, views(crop)).get("area", (2, 3, 0, 0))
+            assert height >= 1 and width >= 1 and y + height <= 2 and x + width <= 3
+    assert only({"area": area}, views(Rect(10, 0, 34, 10), size=(24, 16)))["area"] == (1, 1, 1, 2)
+
+
 def test_a_prompt_whose_area_does_not_reach_the_tile_is_left_out() -> None:
     """Also one that ends where the tile begins."""
     far, touching = (2, 2, 0, 0), (12, 4, 0, 0)
