@@ -15,14 +15,17 @@ from PIL import Image, ImageFilter
 
 
 def redraw_linear(picture, compute, *, tile, padding, blur, uniform=True):
-    """``picture``: [1, H, W, 3]; ``compute``: a crop and its size (width, height) -> the tile."""
+    """``picture``: [1, H, W, 3]; ``compute``: a crop and its size (width, height) -> the tile.
+
+    ``tile``: its width and height.
+    """
     picture = picture.clone()
     height, width = picture.shape[1:3]
-    for row in range(math.ceil(height / tile)):
-        for column in range(math.ceil(width / tile)):
-            left, top = column * tile, row * tile
+    for row in range(math.ceil(height / tile[1])):
+        for column in range(math.ceil(width / tile[0])):
+            left, top = column * tile[0], row * tile[1]
             mask = np.zeros((height, width), np.float32)
-            mask[top : top + tile, left : left + tile] = 1
+            mask[top : top + tile[1], left : left + tile[0]] = 1
             picture = step(picture, mask, compute, tile, padding, blur, uniform)
     return picture
 
@@ -33,12 +36,12 @@ def step(picture, mask, compute, tile, padding, blur, uniform):
     left, top = max(columns[0] - padding, 0), max(rows[0] - padding, 0)
     right, bottom = min(columns[-1] + 1 + padding, width), min(rows[-1] + 1 + padding, height)
     if uniform:
-        side = math.ceil((tile + padding) / 8) * 8
-        size = (side, side)
-        if right - left > bottom - top:
-            wanted = (right - left, right - left)
+        size = tuple(math.ceil((side + padding) / 8) * 8 for side in tile)
+        ratio = size[0] / size[1]
+        if (right - left) / (bottom - top) > ratio:
+            wanted = (right - left, round((right - left) / ratio))
         else:
-            wanted = (bottom - top, bottom - top)
+            wanted = (round((bottom - top) * ratio), bottom - top)
     else:
         size = wanted = (math.ceil((right - left) / 8) * 8, math.ceil((bottom - top) / 8) * 8)
     left, right = expand(left, right, wanted[0], width)

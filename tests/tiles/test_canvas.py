@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from comfyfleet.errors import ComfyFleetError
 from comfyfleet.tiles.canvas import Canvas
-from comfyfleet.tiles.geometry import Rect
+from comfyfleet.tiles.geometry import Rect, multiple
 from comfyfleet.tiles.masks import mask_of
 from comfyfleet.tiles.steps import SEAM_FIXES, Layout
 from tests.tiles import reference
@@ -113,12 +113,26 @@ def test_masks_of_tiles_cover_each_pixel_and_sum_to_one(layout, width, height):
 
 
 @pytest.mark.parametrize("uniform", [True, False])
-@pytest.mark.parametrize(("height", "width"), [(200, 230), (64, 64), (70, 150)])
-def test_progressive_linear_is_the_public_algorithm(uniform, height, width):
-    layout = Layout(tile_width=64, tile_height=64, padding=16, mask_blur=4, uniform=uniform)
+@pytest.mark.parametrize(("height", "width"), [(200, 230), (64, 64), (70, 150), (131, 97)])
+@pytest.mark.parametrize(
+    ("tile", "padding", "blur"),
+    [((64, 64), 16, 4), ((96, 64), 32, 8), ((64, 104), 8, 0), ((64, 96), 20, 11)],
+    ids=["square", "wide", "high, hard edges", "high, softer than its context"],
+)
+def test_progressive_linear_is_the_public_algorithm(tile, padding, blur, height, width, uniform):
+    """Tiles of any shape: width and height, once exchanged, would go unseen in square ones."""
+    layout = Layout(
+        tile_width=tile[0],
+        tile_height=tile[1],
+        padding=padding,
+        mask_blur=blur,
+        uniform=uniform,
+    )
     ours = finish(Canvas(picture(1, height, width), layout, progressive=True))
+    # Unlike there, a tile that is larger than the picture is cut to it.
+    tile = (min(tile[0], multiple(width, 8)), min(tile[1], multiple(height, 8)))
     expected = reference.redraw_linear(
-        picture(1, height, width), computed, tile=64, padding=16, blur=4, uniform=uniform
+        picture(1, height, width), computed, tile=tile, padding=padding, blur=blur, uniform=uniform
     )
     assert torch.allclose(ours, expected, atol=2e-6)
 

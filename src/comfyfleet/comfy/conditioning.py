@@ -113,7 +113,10 @@ def _crop_area(area: Sequence[Any], views: Views) -> tuple[Any, ...] | None:
     if left >= right or top >= bottom:
         return None
     units = [round(each / _UNIT) for each in (top, bottom, left, right)]
-    return (max(1, units[1] - units[0]), max(1, units[3] - units[2]), units[0], units[2])
+    # What begins in the last half of a unit is rounded past the tile's end: its last unit is meant.
+    y = min(units[0], max(0, math.ceil(views.size[1] / _UNIT) - 1))
+    x = min(units[2], max(0, math.ceil(views.size[0] / _UNIT) - 1))
+    return (max(1, units[1] - y), max(1, units[3] - x), y, x)
 
 
 def _along(begin: float, end: float, views: Views, axis: int) -> tuple[float, float]:
