@@ -59,6 +59,20 @@ def test_a_node_of_the_master_waits_for_no_paused_worker():
     assert "ran out of memory on 1 worker: local" in failure_of(fleet.run_short("local", u))
 
 
+def test_a_node_of_the_master_waits_for_a_worker_in_quarantine():
+    fleet = Fleet("a", "b", max_worker_failures=1, max_failures=2)
+    other = unit_of(run_id="other")
+    fleet.submit(other)
+    fleet.fail("a", other)
+    fleet.done("b", other, at=1)
+    fleet.lose("b")
+    u = unit_of()
+    fleet.submit(u)
+    assert fleet.join("local", only_run="r") == [start("local", u)]
+    assert fleet.run_short("local", u) == []
+    assert start("a", u) in fleet.heal("a")
+
+
 def test_the_last_resort_comes_when_the_only_other_worker_is_lost():
     fleet = Fleet("a", "b")
     fleet.pause("b")

@@ -135,14 +135,14 @@ class Runs:
         return job.second_try is not None
 
     def _others_rest(self, job: Job) -> bool:
-        """Has the run's own process no memory for it, and does nobody else take units now?
+        """Has the run's own process no memory for it, and are all others paused?
 
-        Whoever waits for a node to end does not know that its owner has paused the others.
+        Whoever waits for a node to end does not know that. Quarantines end by themselves.
         """
         roster = self._board.roster
         if not any(own.id in job.shortages for own in roster.only_for(job.run.id)):
             return False
-        return not any(other.health.takes_units for other in roster.able(job.run, job.barred))
+        return all(other.health.pause for other in roster.able(job.run, job.barred))
 
     def _find_second_try(self, job: Job) -> str | None:
         """The first that ran out of memory and still can take it, unless one has tried again."""
