@@ -55,8 +55,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: How long ``close`` lets Ray shut down by itself before everything is killed.
-_CLOSE_GRACE_S = 1.3
+#: How long ``close`` lets Ray shut down by itself before everything is killed. That takes part of a
+#: second; on a busy machine more, and Ray ends this very process if its raylet is killed before.
+_CLOSE_GRACE_S = 10.0
 #: How often a cluster is asked for nodes that have joined it.
 _NODES_INTERVAL_S = 15.0
 
