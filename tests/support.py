@@ -164,6 +164,11 @@ class Master:
         with urllib.request.urlopen(request) as answer:
             return json.load(answer)
 
+    def states(self) -> dict[str, str]:
+        """What each worker does."""
+        workers = self.get(f"{BASE}/status")["workers"]
+        return {each["id"]: each["state"] for each in workers}
+
     def queue(self, prompt: Mapping[str, Any]) -> str:
         """Queue a prompt as any client does; its id."""
         try:

@@ -32,14 +32,9 @@ def master(
     """A ComfyUI that computes itself and has two CPU workers, which are there."""
     running = Master(comfyui, tmp_path_factory.mktemp("master"), workers="cpu,cpu")
     running.run(prompts.collected(shares=3))
-    wait_until(lambda: set(states(running)) == {"idle"}, "the workers")
+    wait_until(lambda: set(running.states().values()) == {"idle"}, "the workers")
     yield running
     running.close()
-
-
-def states(master: Master) -> list[str]:
-    """What each worker does."""
-    return [each["state"] for each in master.get("/comfyfleet/v1/status")["workers"]]
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.queue_bed.bed import queued, share
-from tests.support import Master, wait_until
+from tests.support import Master
 from tests.upscale_bed.bed import PACK, Bed, demo
 
 END = ["6", 0]
@@ -58,20 +58,10 @@ def bed(
     running.master.close()
 
 
-def ready(bed: Bed) -> None:
-    """Wait until the workers have been reached, which a first prompt asks for."""
-    bed.compute(demo(), END)
-
-    def idle() -> bool:
-        workers = bed.master.get("/comfyfleet/v1/status")["workers"]
-        return sorted(each["id"] for each in workers if each["state"] == "idle") == ["box", "plain"]
-
-    wait_until(idle, "the workers")
-
-
 def test_a_box_elsewhere_shares_the_tiles_and_changes_no_pixel(bed: Bed) -> None:
     alone = bed.compute(prompt := demo(width=160, height=160, blend="independent", seed=21), END)
-    ready(bed)
+    bed.ready()
+    assert set(bed.master.states()) == {"box", "plain"}
     assert np.array_equal(bed.compute(prompt, END), alone)
     assert set(bed.samplings) == {"master", "box"} and sum(bed.samplings.values()) == 25
 

@@ -66,6 +66,16 @@ def run(actor: UnitActor, found: list[Happening]) -> threading.Thread:
     return thread
 
 
+def stopped(actor: UnitActor) -> list[Happening]:
+    """What comes of a unit that is interrupted while it runs."""
+    found: list[Happening] = []
+    thread = run(actor, found)
+    assert actor._runner.begun.wait(10)  # type: ignore[attr-defined]
+    actor.interrupt(UNIT.id)
+    thread.join(10)
+    return found
+
+
 def test_an_interrupt_that_comes_before_the_unit(actor: Watched) -> None:
     actor.interrupt(UNIT.id)
     assert list(actor.run(UNIT, {})) == [Failure(message="interrupted before it began")]
@@ -82,21 +92,11 @@ def test_an_interrupt_that_comes_as_the_unit_begins(actor: Watched) -> None:
 
 
 def test_an_interrupt_of_a_unit_that_runs(actor: Watched) -> None:
-    found: list[Happening] = []
-    thread = run(actor, found)
-    assert actor._runner.begun.wait(10)  # type: ignore[attr-defined]
-    actor.interrupt(UNIT.id)
-    thread.join(10)
-    assert found == [Failure(message="RuntimeError: stopped")]
+    assert stopped(actor) == [Failure(message="RuntimeError: stopped")]
 
 
 def test_an_interrupt_is_for_one_attempt(actor: Watched) -> None:
     """The same unit may come again, when others have failed."""
     actor.interrupt(UNIT.id)
     list(actor.run(UNIT, {}))
-    found: list[Happening] = []
-    thread = run(actor, found)
-    assert actor._runner.begun.wait(10)  # type: ignore[attr-defined]
-    actor.interrupt(UNIT.id)
-    thread.join(10)
-    assert found == [Failure(message="RuntimeError: stopped")]
+    assert stopped(actor) == [Failure(message="RuntimeError: stopped")]

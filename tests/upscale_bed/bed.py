@@ -38,12 +38,7 @@ class Bed:
     def ready(self) -> None:
         """Wait until all workers are there."""
         self.compute(demo(), ["6", 0])
-
-        def idle() -> bool:
-            workers = self.master.get("/comfyfleet/v1/status")["workers"]
-            return all(worker["state"] == "idle" for worker in workers)
-
-        wait_until(idle, "the workers")
+        wait_until(lambda: set(self.master.states().values()) == {"idle"}, "the workers")
 
     def compute(self, prompt: Prompt, link: Sequence[Any]) -> np.ndarray[Any, Any]:
         """What a link of the prompt gives, exactly."""

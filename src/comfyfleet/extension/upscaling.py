@@ -100,6 +100,11 @@ def require_pictures(pixels_BHWC: Any, name: str) -> torch.Tensor:
     return pixels_BHWC
 
 
+def kind_of(dimensions: int) -> str:
+    """What latents of so many dimensions are of, besides batch and channels."""
+    return {1: "sound", 2: "pictures", 3: "videos"}[dimensions]
+
+
 def with_colors(pixels_BHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Three colours, and the alpha channel if there is one."""
     if pixels_BHWC.shape[3] == 1:

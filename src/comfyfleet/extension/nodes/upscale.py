@@ -18,6 +18,7 @@ from comfyfleet.extension.upscaling import (
     ModelUpscale,
     Redraw,
     enlarged_size,
+    kind_of,
     model_part,
     redraw,
     require_pictures,
@@ -188,10 +189,9 @@ def _require_fitting(model: Any, vae: Any) -> None:
         )
     # Flux and Wan have as many channels.
     if takes.latent_dimensions != vae.latent_dim:
-        kinds = {1: "sound", 2: "pictures", 3: "videos"}
         raise InputError(
-            f"this is a VAE of {kinds[vae.latent_dim]}, but the model makes "
-            f"{kinds[takes.latent_dimensions]}: connect the VAE that belongs to the model."
+            f"this is a VAE of {kind_of(vae.latent_dim)}, but the model makes "
+            f"{kind_of(takes.latent_dimensions)}: connect the VAE that belongs to the model."
         )
 
 

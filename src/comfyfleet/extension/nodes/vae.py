@@ -11,7 +11,7 @@ from comfyfleet.errors import InputError
 from comfyfleet.extension import exact_vae
 from comfyfleet.extension.elsewhere import Elsewhere, naming, spread
 from comfyfleet.extension.nodes.internal import INTERNAL
-from comfyfleet.extension.upscaling import require_pictures, with_colors
+from comfyfleet.extension.upscaling import kind_of, require_pictures, with_colors
 from comfyfleet.extension.vae import (
     DECODE_NODE,
     ENCODE_NODE,
@@ -139,10 +139,9 @@ def _latent_of(samples: Any, vae: Any) -> torch.Tensor:
             "connect the VAE that belongs to the model."
         )
     if dims != vae.latent_dim:
-        kinds = {1: "sound", 2: "pictures", 3: "videos"}
         raise InputError(
-            f"samples is a latent of {kinds[dims]}, but this is a VAE of {kinds[vae.latent_dim]}: "
-            "connect the VAE that belongs to the model."
+            f"samples is a latent of {kind_of(dims)}, but this is a VAE of "
+            f"{kind_of(vae.latent_dim)}: connect the VAE that belongs to the model."
         )
     found: torch.Tensor = latent
     return found
