@@ -27,7 +27,7 @@ check: setup  ## Format, lint, types, import directions
 test: setup  ## All tests, on the CPU, with a real ComfyUI and real workers: two files at once
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-slow: setup  ## The tests that take minutes: hosts in network namespaces (as root), rented machines
+slow: setup  ## The tests that take long: fifty runs of chaos, hosts in network namespaces (as root), rented machines, guides
 	$(BIN)/python -m pytest -m slow
 
 demo: setup  ## Two workers draw 16 pictures from 4 prompts into output/demo/

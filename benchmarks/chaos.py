@@ -1,14 +1,15 @@
 """Runs with faults at random moments: is every picture there in the end, right, and once?
 
 A run is a handful of prompts, queued over HTTP at a real ComfyUI whose queue two workers share, and
-one or two faults (see ``benchmarks.faults``). All prompts save under one name, so that a file that
-is saved twice, or over another, is found. Pictures are random numbers by a seed, so the files of an
-undisturbed run are known before.
+one or two faults (see ``benchmarks.faults``). Some masters compute prompts too. All prompts save
+under one name, so that a file that is saved twice, or over another, is found. Pictures are random
+numbers by a seed, so the files of an undisturbed run are known before.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import sys
 import time
@@ -26,7 +27,8 @@ from PIL import Image
 from benchmarks.faults import KINDS, WORKERS, Fault, Saboteur, draw_faults
 from benchmarks.server import Server, comfyui_server, wait_until
 
-#: A master serves so many runs, so that what one leaves behind would disturb the next.
+#: A master serves so many seeds, so that what one leaves behind would disturb the next. Which they
+#: are, and whether it computes, does not depend on where a series begins.
 RUNS_PER_MASTER = 4
 #: A prompt that has not ended so long after the last fault hangs.
 _HANGS_S = 150.0
@@ -96,6 +98,8 @@ class Outcome:
     hung: list[str] = field(default_factory=list)
     #: Sentences: prompts that failed, histories that name other files.
     wrong: list[str] = field(default_factory=list)
+    #: Files that a master was writing when it was killed, as any ComfyUI leaves them.
+    cut_off: int = 0
 
     @property
     def well(self) -> bool:
@@ -106,18 +110,22 @@ def run(runs: int = 50, seed: int | None = None) -> dict[str, Any]:
     """``runs`` runs, of the seeds from ``seed`` on, each told on stderr with what was found."""
     first = random.SystemRandom().randrange(10**6) if seed is None else seed
     plans = [draw_plan(first + number) for number in range(runs)]
-    outcomes = []
-    for begin in range(0, runs, RUNS_PER_MASTER):
-        outcomes += disturb_all(plans[begin : begin + RUNS_PER_MASTER])
+    outcomes, computing = [], 0
+    for group, shared in itertools.groupby(plans, lambda plan: plan.seed // RUNS_PER_MASTER):
+        computes = random.Random(group).random() < 0.5
+        computing += computes
+        outcomes += disturb_all(list(shared), master_computes=computes)
     faults = Counter(fault.kind for plan in plans for fault in plan.faults)
     return {
         "seed": first,
         "runs": runs,
+        "computing_masters": computing,
         "faults": faults.total(),
         "lost": sum(outcome.lost for outcome in outcomes),
         "duplicated": sum(outcome.duplicated for outcome in outcomes),
         "hung": sum(len(outcome.hung) for outcome in outcomes),
         "wrong": sum(len(outcome.wrong) for outcome in outcomes),
+        "cut_off": sum(outcome.cut_off for outcome in outcomes),
         "longest_s": round(max(outcome.seconds for outcome in outcomes), 1),
         "faults_by_kind": dict(sorted(faults.items())),
     }
@@ -139,14 +147,14 @@ def draw_plan(seed: int, kinds: tuple[str, ...] = KINDS) -> Plan:
     return Plan(seed=seed, tasks=tuple(tasks), faults=tuple(draw_faults(rng, kinds)))
 
 
-def disturb_all(plans: list[Plan]) -> list[Outcome]:
+def disturb_all(plans: list[Plan], *, master_computes: bool) -> list[Outcome]:
     """The runs, one after the other, at one master; then nothing of it may be left."""
-    outcomes = []
-    with comfyui_server(workers="cpu,cpu") as server:
+    outcomes, role = [], "computes" if master_computes else "computes nothing"
+    with comfyui_server(workers="cpu,cpu", master_computes=master_computes) as server:
         server.share()
         for plan in plans:
             outcomes.append(disturb(server, plan))
-            print(plan, "->", outcomes[-1], file=sys.stderr, flush=True)
+            print(plan, f"(the master {role}) ->", outcomes[-1], file=sys.stderr, flush=True)
             if not outcomes[-1].well:
                 print(server.log()[-_LOG_CHARACTERS:], file=sys.stderr, flush=True)
     if left := server.processes():
@@ -163,7 +171,7 @@ def disturb(server: Server, plan: Plan) -> Outcome:
         ids = _play(server, plan, saboteur, lambda task: task.prompt(orders))
         _wait(server, ids, outcome)
         outcome.seconds = round(time.monotonic() - begun, 1)
-        found = {path.name: digest_of(path) for path in _files(server) - before}
+        found = _pictures(_files(server) - before, plan, outcome)
         _compare(plan, found, outcome)
         for prompt_id, task in ids.items():
             entry = server.history(prompt_id)
@@ -200,6 +208,19 @@ def _play(
 def _wait(server: Server, ids: dict[str, Task], outcome: Outcome) -> None:
     if not wait_until(lambda: not server.queued() & set(ids), _HANGS_S):
         outcome.hung += [f"prompt {prompt_id}" for prompt_id in server.queued() & set(ids)]
+
+
+def _pictures(paths: set[Path], plan: Plan, outcome: Outcome) -> dict[str, str]:
+    """Their digests by name, without the file that a killed master has not written to the end."""
+    found, may_be_cut = {}, sum(fault.kind == "master killed" for fault in plan.faults)
+    for path in paths:
+        try:
+            found[path.name] = digest_of(path)
+        except OSError as error:  # so says Pillow of what is no picture, or not a whole one
+            outcome.cut_off += 1
+            if outcome.cut_off > may_be_cut:  # its one prompt thread writes one file at a time
+                outcome.wrong.append(f"a file is no picture: {error}")
+    return found
 
 
 def _compare(plan: Plan, found: Mapping[str, str], outcome: Outcome) -> None:

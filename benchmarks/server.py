@@ -38,9 +38,20 @@ class Server:
     It, and its workers, have one thread each.
     """
 
-    def __init__(self, folder: Path, workers: str, host: Host | None = None) -> None:
-        """``host``: where it runs, and listens; this machine's loopback if it is not given."""
+    def __init__(
+        self,
+        folder: Path,
+        workers: str,
+        host: Host | None = None,
+        *,
+        master_computes: bool = False,
+    ) -> None:
+        """``host``: where it runs, and listens; this machine's loopback if it is not given.
+
+        ``master_computes``: whether it runs prompts of a shared queue itself too.
+        """
         self.folder = folder
+        self._master_computes = master_computes
         self._host = host
         self._mark = uuid.uuid4().hex
         self._workers = workers
@@ -88,14 +99,15 @@ class Server:
             return
         self._process.send_signal(how)
         try:
-            self._process.wait(30)
+            self._process.wait(60)
         except subprocess.TimeoutExpired:
             self._process.kill()
             raise
 
     def share(self) -> None:
-        """Let only the workers run prompts; returns when they are there."""
-        self.ask("/comfyfleet/v1/share", {"on": True, "master_computes": False})
+        """Let the workers run prompts; returns when they are there."""
+        asked = {"on": True, "master_computes": self._master_computes}
+        self.ask("/comfyfleet/v1/share", asked)
 
     def tell_worker(self, worker_id: str, action: str) -> None:
         """As the owner may: enable, disable, restart, of one worker or of ``all``."""
@@ -183,16 +195,16 @@ class Server:
 
 
 @contextmanager
-def comfyui_server(workers: str) -> Iterator[Server]:
+def comfyui_server(workers: str, *, master_computes: bool = False) -> Iterator[Server]:
     """A running ComfyUI whose fleet has these workers. Nothing is left of it."""
     with tempfile.TemporaryDirectory() as name:
-        server = Server(Path(name), workers)
+        server = Server(Path(name), workers, master_computes=master_computes)
         try:
             server.start()
             yield server
         finally:
             server.end()
-            wait_until(lambda: not server.processes(), 30)
+            wait_until(lambda: not server.processes(), 120)
 
 
 def wait_until(check: Callable[[], object], timeout_s: float) -> bool:

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # One thread per worker, on any machine: results are compared bit by bit between processes, and
 # CPU kernels split their sums by the number of threads.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# How long an example takes says nothing: other tests run at the same time.
+settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
+
+
+def pytest_collection_finish() -> None:
+    """Ray reads its settings at import, so a fleet refuses one that somebody else has loaded."""
+    if "ray" in sys.modules:
+        raise pytest.UsageError("a test module imports Ray, or what does, at its top")
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +44,8 @@ def nothing_left() -> Iterator[None]:
 
     before = {str(path) for path in sessions_root().glob(f"{PREFIX}*")}
     yield
+    with suppress(AssertionError):  # a guard ends those of a fleet whose owner was killed
+        wait_until(lambda: not marked_processes(), "their end")
     assert not marked_processes(), f"processes left behind: {marked_processes()}"
 
     def abandoned() -> set[str]:
@@ -38,4 +53,4 @@ def nothing_left() -> Iterator[None]:
         folders = {str(path) for path in sessions_root().glob(f"{PREFIX}*")} - before
         return folders - {session for _, session in marked_processes(ours=False)}
 
-    wait_until(lambda: not abandoned(), "session folders to be removed", 20)
+    wait_until(lambda: not abandoned(), "session folders to be removed")

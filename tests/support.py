@@ -59,7 +59,7 @@ def marked_processes(*, ours: bool = True) -> list[tuple[psutil.Process, str]]:
     return found
 
 
-def run_command(*args: str, timeout_s: float = 180.0) -> subprocess.CompletedProcess[str]:
+def run_command(*args: str, timeout_s: float = 600.0) -> subprocess.CompletedProcess[str]:
     """Run ``comfyfleet`` to its end."""
     command = [str(COMFYFLEET), *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
@@ -92,13 +92,17 @@ class Master:
         flags: Sequence[str] = (),
         settings: Mapping[str, str] | None = None,
         plain: bool = False,
+        python: str = sys.executable,
     ) -> None:
-        """In a folder where one was before, it finds what that has left. ``plain``: no pack."""
+        """In a folder where one was before, it finds what that has left. ``plain``: no pack.
+
+        ``python`` has what a ComfyUI of another version needs.
+        """
         self.base = base
         nodes = base / "custom_nodes"
         nodes.mkdir(parents=True, exist_ok=True)
-        own = {} if plain else {"comfyfleet": ROOT}
-        for name, path in {**own, **(packs or {})}.items():
+        ours = {} if plain else {"comfyfleet": ROOT}
+        for name, path in {**ours, **(packs or {})}.items():
             if not (nodes / name).is_symlink():
                 (nodes / name).symlink_to(path)
         self.log = base / "master.log"
@@ -106,18 +110,40 @@ class Master:
         #: What ComfyUI keeps of us.
         self.folder = Path(given.get("--user-directory", base / "user")) / "comfyfleet"
         self.port = free_port()
-        command = [sys.executable, "main.py", "--cpu", "--port", str(self.port)]
+        command = [python, "main.py", "--cpu", "--port", str(self.port)]
         command += ["--base-directory", str(base), "--database-url", "sqlite:///:memory:"]
         command += flags
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
+        self.log.write_bytes(b"")
+        own = {"COMFYFLEET_WORKERS": workers, **(settings or {})}
+        self._process_of = lambda: self._process(command, comfyui, own)
+        self._start()
+
+    def restart(self) -> None:
+        """End it and start it anew at the same address."""
+        self.close()
+        self._start()
+
+    def _start(self) -> None:
+        """One that never answers is ended: nobody else knows of it."""
+        self.process = self._process_of()
+        try:
+            wait_until(self._answers, f"ComfyUI: {self.log}", timeout_s=180)
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def _process(
+        self, command: Sequence[str], folder: Path, settings: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
                 command,
-                cwd=comfyui,
-                env={**os.environ, "COMFYFLEET_WORKERS": workers, **(settings or {})},
+                cwd=folder,
+                env={**os.environ, **settings},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        wait_until(self._answers, f"ComfyUI: {self.log}", timeout_s=180)
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()[-3000:]
@@ -198,10 +224,10 @@ class Master:
     def close(self) -> None:
         self.process.send_signal(signal.SIGINT)
         try:
-            self.process.wait(15)
-        except subprocess.TimeoutExpired:
+            self.process.wait(60)
+        finally:
             self.process.kill()
-            raise
+            self.process.wait()
 
 
 def error_of(entry: Mapping[str, Any]) -> str:

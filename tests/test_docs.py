@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -26,6 +28,7 @@ PAGES = [
     *(ROOT / "docs").glob("*.md"),
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
 ]
+EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 COMMANDS = typer.main.get_command(app).commands
 
 
@@ -69,6 +72,26 @@ def test_each_node_has_help_and_a_heading(node_id: str) -> None:
 
 def test_help_is_of_public_nodes_only() -> None:
     assert {path.stem for path in (ROOT / "web" / "docs").glob("*.md")} == set(PUBLIC)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_has_nothing_that_the_page_warns_of(path: Path) -> None:
+    """A link may be null if it is not there; of anything else that is null it shows an alert."""
+    empty = []
+
+    def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        empty.extend(key for key, value in pairs if value is None)
+        return dict(pairs)
+
+    json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=look)
+    assert set(empty) <= {"link", "links"}
+
+
+def test_tiled_nodes_are_in_an_example() -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in EXAMPLES)
+    tiled = [name for name in PUBLIC if "Upscale" in name or "VAE" in name]
+    assert len(tiled) == 6
+    assert [name for name in tiled if f'"type": "{name}"' not in text] == []
 
 
 def test_the_old_ids_are_listed() -> None:

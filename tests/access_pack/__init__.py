@@ -27,7 +27,7 @@ async def listed(request: web.Request) -> web.Response:
 
 @routes.post("/test/patience")
 async def patience(request: web.Request) -> web.Response:
-    from comfyfleet.extension import answers
+    from comfyfleet.extension.routes import answers
 
     answers.BODY_S = float(await request.text())
     return web.Response()

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyfleet.api import ROUTES, Route
+from comfyfleet.api.config import SET
 from comfyfleet.api.routes import ACT, LOG, PAIR, SET_SHARE
 from comfyfleet.errors import InputError
 from scripts.openapi import description
@@ -47,6 +48,12 @@ def test_a_sentence_repeats_no_more_than_a_piece() -> None:
     with pytest.raises(InputError) as caught:
         PAIR.read_body({"code": "x" * 100_000, "name": "n"})
     assert len(str(caught.value)) < 250
+
+
+def test_half_a_letter_is_no_text() -> None:
+    """JSON can hold one; no file can."""
+    with pytest.raises(InputError, match="one line of up to 2000 characters"):
+        SET.read_body(json.loads('{"value": "\\ud800"}'))
 
 
 def test_an_unknown_field_is_said() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from comfyfleet.cli.master import MasterClient
+from comfyfleet.cli.master import MasterClient, own_comfyui
 from comfyfleet.cli.pair import get_token
 from comfyfleet.errors import FleetError, InputError
 from comfyfleet.fleet import registry
@@ -80,6 +80,16 @@ def test_the_owners_token_goes_to_the_comfyui_of_this_machine(there: There, tmp_
     assert sent(there) == f"Bearer {own_token(tmp_path / TOKENS_FILE)}"
     MasterClient(there.url).get("/away")
     assert there.seen[-1] == ("/elsewhere", ""), "wherever its answer points"
+
+
+def test_a_comfyui_of_this_machine_is_known_by_each_of_its_names(
+    there: There, tmp_path: Path
+) -> None:
+    """Else who joins by another name would have no door before it."""
+    write_master(there.url, tmp_path)
+    for host in ("127.0.0.1", "localhost", "[::1]"):
+        assert own_comfyui(f"http://{host}:{there.server_port}")[1] == tmp_path
+    assert own_comfyui("http://127.0.0.1:1")[1] is None
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "https://127.0.0.1:{}", "http://x.test:{}"])

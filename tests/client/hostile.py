@@ -6,14 +6,17 @@ import asyncio
 import io
 import json
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from email.utils import formatdate
+from typing import Any, TypeVar
 
 from aiohttp import web
 from PIL import Image
 
-from comfyfleet.client.link import Endpoint, Link
+from comfyfleet.client import link
+from comfyfleet.client.link import Endpoint, Link, patiently
 from comfyfleet.client.remote import RemoteRunner
 from comfyfleet.work import Result
 
@@ -37,6 +40,20 @@ CLASSES = {
     "PreviewImage": {"input": {}, "output": [], "output_node": True},
     "FleetReturn": {"input": {}, "output": [], "output_node": True},
 }
+
+
+def answering(data: object, *, status: int = 200, **headers: str) -> Handler:
+    """Always this JSON."""
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.json_response(data, status=status, headers=headers)
+
+    return answer
+
+
+def an_hour_ago() -> str:
+    """What a clock says that is so late, as HTTP has it."""
+    return formatdate(time.time() - 3600, usegmt=True)
 
 
 def png(width: int = 16, height: int = 16) -> bytes:
@@ -151,10 +168,42 @@ class Hostile:
 
 
 Work = Callable[[Hostile, RemoteRunner], Awaitable[Any]]
+#: What a request on this machine may take at the worst, whatever else it does.
+_ANSWER_S = 20.0
+T = TypeVar("T")
+
+
+class Brisk(Link):
+    """Tries again for moments only and soon sees silence, but gives an answer its time."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        answer_s: float = _ANSWER_S,
+        silence_s: float = _ANSWER_S,
+        tries_s: float = 0.3,
+    ) -> None:
+        super().__init__(endpoint, patience_s=answer_s)
+        self.patience_s = silence_s
+        self.answer_s, self._tries_s = answer_s, tries_s
+
+    async def patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+        return await patiently(work, self._tries_s)
+
+    def _limit_s(self, num_bytes: int) -> float:
+        return self.answer_s + num_bytes / link._SLOWEST
 
 
 def play(
-    hostile: Hostile, work: Work, *, patience_s: float = 1.0, greet: bool = True, **options: Any
+    hostile: Hostile,
+    work: Work,
+    *,
+    answer_s: float = _ANSWER_S,
+    silence_s: float = _ANSWER_S,
+    tries_s: float = 0.3,
+    greet: bool = True,
+    **options: Any,
 ) -> Any:
     """Do ``work`` with the runner of a worker that is ``hostile``; it must end soon."""
 
@@ -163,23 +212,34 @@ def play(
         await server.setup()
         await web.TCPSite(server, "127.0.0.1", 0).start()
         url = f"http://127.0.0.1:{server.addresses[0][1]}"
-        link = Link(Endpoint(url=url, token="secret"), patience_s=patience_s)
+        brisk = Brisk(
+            Endpoint(url=url, token="secret"),
+            answer_s=_ANSWER_S if greet else answer_s,
+            silence_s=silence_s,
+            tries_s=tries_s,
+        )
         try:
-            runner = RemoteRunner(link, options.pop("folders", {}), **options)
+            runner = RemoteRunner(brisk, options.pop("folders", {}), **options)
             if greet:
                 await runner.greet()
+            brisk.answer_s = answer_s
             return await work(hostile, runner)
         finally:
-            await link.close()
+            await brisk.close()
             await server.cleanup()
 
-    return asyncio.run(asyncio.wait_for(inner(), 30))
+    return asyncio.run(asyncio.wait_for(inner(), 60))
 
 
 async def run_unit(
     hostile: Hostile, runner: RemoteRunner, prompt: Mapping[str, Any] = PROMPT
 ) -> Result:
     return await runner.run(prompt, "mine", lambda share: None, {})
+
+
+async def whole(hostile: Hostile, runner: RemoteRunner) -> Any:
+    await runner.greet()
+    return await run_unit(hostile, runner)
 
 
 async def save_unit(hostile: Hostile, runner: RemoteRunner) -> Result:
@@ -190,17 +250,22 @@ async def greet(hostile: Hostile, runner: RemoteRunner) -> Any:
     return await runner.greet()
 
 
+def served(*hostile: Hostile) -> AbstractContextManager[list[str]]:
+    """Their addresses, while they run in a thread of their own."""
+    return running(*(each.app() for each in hostile))
+
+
 @contextmanager
-def served(*hostile: Hostile) -> Iterator[list[str]]:
+def running(*apps: web.Application) -> Iterator[list[str]]:
     """Their addresses, while they run in a thread of their own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
     def wait_for(work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, loop).result(60)
 
-    servers = [web.AppRunner(each.app(), shutdown_timeout=0.1) for each in hostile]
+    servers = [web.AppRunner(each, shutdown_timeout=0.1) for each in apps]
 
     async def start(server: web.AppRunner) -> str:
         await server.setup()

@@ -171,4 +171,4 @@ async def before_it_begins(server: SlowServer, attempt: Attempt) -> None:
 )
 def test_nothing_is_left_of_a_prompt_that_was_stopped(story: Story) -> None:
     """It would hold up the worker, with nobody who waits for it."""
-    assert asyncio.run(asyncio.wait_for(told(story), 30)) == []
+    assert asyncio.run(asyncio.wait_for(told(story), 120)) == []

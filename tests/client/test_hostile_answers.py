@@ -15,6 +15,7 @@ import pytest
 import zstandard
 from aiohttp import web
 
+from comfyfleet.api.guest import PROTOCOL
 from comfyfleet.client.follower import PromptFailed
 from comfyfleet.client.setup import Setup
 from comfyfleet.errors import ComfyFleetError, InputError, Unfit, Unreachable
@@ -32,6 +33,8 @@ from tests.client.hostile import (
     run_unit,
     save_unit,
     saved,
+    served,
+    whole,
 )
 
 
@@ -61,20 +64,11 @@ def test_it_is_met_as_long_as_it_is_decent() -> None:
 @pytest.mark.parametrize("path", ["/system_stats", "/object_info", "/history", "/view", "/ws"])
 def test_no_redirect_is_followed(path: str) -> None:
     """Neither by HTTP nor by a web socket; it is said where it would have led."""
-    other = Hostile()
-
-    async def work(hostile: Hostile, runner: Any) -> None:
-        server = web.AppRunner(other.app(), shutdown_timeout=0.1)
-        await server.setup()
-        await web.TCPSite(server, "127.0.0.1", 0).start()
-        target = f"http://127.0.0.1:{server.addresses[0][1]}{path}"
-        hostile.instead[path] = answering("", status=307, headers={"Location": target})
-        with pytest.raises(Unreachable, match=rf"sends us on to '{target}', which is not followed"):
-            await runner.greet()
-            await run_unit(hostile, runner)
-        await server.cleanup()
-
-    play(Hostile(), work, greet=False, patience_s=0.3)
+    hostile, other = Hostile(), Hostile()
+    with served(other) as [url]:
+        hostile.instead[path] = answering("", status=307, headers={"Location": f"{url}{path}"})
+        with pytest.raises(Unreachable, match=f"sends us on to '{url}{path}', which is not follow"):
+            play(hostile, whole, greet=False)
     assert other.visits == []
 
 
@@ -179,6 +173,41 @@ def test_models_that_are_larger_than_its_memory_are_not_for_it(tmp_path: Any) ->
             await run_unit(hostile, runner, PROMPT | {"4": load})
 
     play(Hostile(), work, models=[tmp_path])
+
+
+def test_models_that_only_it_has_are_measured_there() -> None:
+    hostile = Hostile()
+    hostile.instead[f"{GUEST}/hello"] = answering({"comfyfleet": "1", "protocol": PROTOCOL})
+    sizes = {"vae": 20_000_000_000, "unet": 90_000_000_000}  # of files with the same name
+    listed: list[Any] = [
+        {"folder": f, "file": "sub/big.safetensors", "size": n} for f, n in sizes.items()
+    ]
+    listed += [7, {}]
+    hostile.instead[f"{GUEST}/models"] = answering({"accepts": False, "models": listed})
+    load = {"class_type": "EmptyImage", "inputs": {"name": "sub\\big.safetensors"}}
+
+    async def work(hostile: Hostile, runner: Any) -> None:
+        with pytest.raises(Unfit, match=r"memory for models of 20\.0 GB \(it has 17\.2 GB\)"):
+            await run_unit(hostile, runner, PROMPT | {"4": load})
+
+    play(hostile, work)
+
+
+@pytest.mark.parametrize("limit", [1 << 20, 0, float("inf"), float("nan"), "much", None])
+def test_how_large_a_file_may_be_is_asked_anew(tmp_path: Any, limit: object) -> None:
+    """Its owner may have started it with another limit; nonsense is none."""
+    (tmp_path / "a.png").write_bytes(png())
+    named = {**PROMPT["1"], "inputs": {"image": "a.png"}}
+
+    async def work(hostile: Hostile, runner: Any) -> None:
+        hostile.instead["/features"] = answering({"max_upload_size": 10})
+        with pytest.raises(Unfit, match="--max-upload-size"):
+            await run_unit(hostile, runner, PROMPT | {"1": named})
+        hostile.instead["/features"] = answering({"max_upload_size": limit})
+        await run_unit(hostile, runner, PROMPT | {"1": named})
+        assert "POST /upload/image" in hostile.visits
+
+    play(Hostile(), work, folders={"input": tmp_path})
 
 
 # What it says of prompts.
@@ -331,6 +360,9 @@ NAMES = [
     ("x.png.", ""),
     ("CON.png", ""),
     ("x.png", "aux"),
+    ("aux .png", ""),
+    ("com\u00b9.png", ""),
+    ("CONOUT$", ""),
     ("x" * 300 + ".png", ""),
     ("x.png", "/".join(["d" * 20] * 20)),
     ("x.png", ["a"]),
@@ -383,7 +415,7 @@ def test_a_picture_that_is_none(data: bytes) -> None:
     hostile = Hostile()
     hostile.picture = data
     with pytest.raises(Unreachable, match="a picture that is none"):
-        play(hostile, run_unit, patience_s=0.3)
+        play(hostile, run_unit)
 
 
 def test_pictures_that_are_larger_than_the_memory_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,7 +457,7 @@ class HostileGuest(Hostile):
 
     def __init__(self, answer: Any, data: bytes = b"\0" * 24) -> None:
         super().__init__()
-        self.instead[f"{GUEST}/hello"] = answering({"comfyfleet": "1", "protocol": 1})
+        self.instead[f"{GUEST}/hello"] = answering({"comfyfleet": "1", "protocol": PROTOCOL})
 
         async def prompts(request: web.Request) -> web.Response:
             if request.path.count("/") == 6:
@@ -473,7 +505,7 @@ def test_a_decent_guest_is_understood() -> None:
 )
 def test_a_result_that_lies(answer: Any) -> None:
     with pytest.raises(ComfyFleetError):
-        play(HostileGuest(answer), run_unit, patience_s=0.3)
+        play(HostileGuest(answer), run_unit)
 
 
 @pytest.mark.parametrize(
@@ -506,7 +538,7 @@ def test_only_a_batch_may_be_empty(shape: list[int]) -> None:
 @pytest.mark.parametrize("data", [b"", b"\0" * 23, b"\0" * 25, b"\0" * 10_000])
 def test_pieces_of_wrong_sizes(data: bytes) -> None:
     with pytest.raises(Unreachable, match=r"announced|over"):
-        play(HostileGuest(value(), data), run_unit, patience_s=0.3)
+        play(HostileGuest(value(), data), run_unit)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ import pytest
 import trustme
 from aiohttp import web
 
+from comfyfleet.client.guest import Guest
 from comfyfleet.client.link import Endpoint, Link
 from comfyfleet.client.remote import RemoteRunner
-from comfyfleet.errors import InputError, Unreachable
+from comfyfleet.client.uploads import Uploads
+from comfyfleet.errors import InputError, Unfit, Unreachable
 from tests.client.hostile import (
     GUEST,
     PROMPT,
+    Brisk,
     Handler,
     Hostile,
     greet,
@@ -27,6 +31,7 @@ from tests.client.hostile import (
     run_unit,
     save_unit,
     saved,
+    whole,
 )
 
 #: Where a unit of a plain ComfyUI can be held up, and what is done then.
@@ -62,18 +67,13 @@ async def endless(request: web.Request) -> web.StreamResponse:
         await response.write(b" " * (1 << 20))
 
 
-async def whole(hostile: Hostile, runner: RemoteRunner) -> Any:
-    await runner.greet()
-    return await run_unit(hostile, runner)
-
-
 @pytest.mark.parametrize("handler", [never, half, drops])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stall_ends_within_the_patience(stage: str, handler: Handler) -> None:
     hostile = Hostile()
     hostile.instead[stage] = handler
     with pytest.raises(Unreachable):
-        play(hostile, whole, patience_s=0.3, greet=False)
+        play(hostile, whole, answer_s=0.3, silence_s=0.3, greet=False)
 
 
 @pytest.mark.parametrize("stage", ["/system_stats", "/object_info"])
@@ -82,6 +82,66 @@ def test_a_body_without_end_is_refused(stage: str) -> None:
     hostile.instead[stage] = endless
     with pytest.raises(Unreachable, match="it sends an answer of over"):
         play(hostile, greet, greet=False)
+
+
+class SmallProxy:
+    """Refuses bodies as soon as it has read how long they are, as proxies do."""
+
+    def __init__(self, *, lingers: bool) -> None:
+        self.lingers = lingers
+        self.tasks: list[Any] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.tasks.append(asyncio.current_task())
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                refused = head.startswith((b"PUT", b"POST"))
+                status = b"413 Content Too Large" if refused else b"200 OK"
+                text = b"<html>too large</html>" if refused else b'{"start": 0}'
+                text = b"" if head.startswith(b"HEAD") else text
+                length = b"Content-Length: %d" % len(text)
+                last = b"\r\nConnection: close" if refused else b""
+                writer.write(b"HTTP/1.1 %s\r\n%s%s\r\n\r\n%s" % (status, length, last, text))
+                await writer.drain()
+                if refused:
+                    break
+            while self.lingers and await reader.read(1 << 16):
+                pass
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("in_pieces", "said"),
+    [(True, "something before it takes no request of this size"), (False, "or raise the limit")],
+    ids=["extension", "plain"],
+)
+@pytest.mark.parametrize("lingers", [True, False])
+def test_a_proxy_that_takes_no_large_body_is_named(
+    tmp_path: Path, lingers: bool, in_pieces: bool, said: str
+) -> None:
+    """It says so before it has the body, and may close the connection then."""
+    (tmp_path / "large.png").write_bytes(os.urandom(20_000_000))
+    load = {"1": {"class_type": "LoadImage", "inputs": {"image": "large.png"}}}
+
+    async def work() -> None:
+        proxy = SmallProxy(lingers=lingers)
+        server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+        link = Link(Endpoint(url=url_of(server)), patience_s=60)
+        uploads = Uploads(link, Guest(link), {"input": tmp_path})
+        with pytest.raises(Unfit, match=said):
+            await uploads.send(load, in_pieces=in_pieces)
+        await link.close()
+        server.close()
+        await asyncio.gather(*proxy.tasks)
+
+    asyncio.run(asyncio.wait_for(work(), 120))
+
+
+def url_of(server: asyncio.Server) -> str:
+    return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 def test_nobody_takes_what_we_send(tmp_path: Path) -> None:
@@ -100,14 +160,14 @@ def test_nobody_takes_what_we_send(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("comfyfleet.client.link._SLOWEST", 1 << 30)
-        play(Hostile(), work, patience_s=0.3, folders={"input": tmp_path})
+        play(Hostile(), work, answer_s=0.3, folders={"input": tmp_path})
 
 
 def test_silence_after_the_end_of_a_prompt_is_seen_through() -> None:
     """Whoever swallows events, as some proxies do: the history has all."""
     hostile = Hostile()
     hostile.ends = False
-    assert play(hostile, run_unit, patience_s=0.3).values is not None
+    assert play(hostile, run_unit, silence_s=0.3).values is not None
 
 
 def test_a_prompt_that_runs_on_in_silence_is_waited_for() -> None:
@@ -124,7 +184,7 @@ def test_a_prompt_that_runs_on_in_silence_is_waited_for() -> None:
         return await hostile.history(request) if looks > 4 else web.json_response({})
 
     hostile.instead |= {"/queue": running, "/history": history}
-    assert play(hostile, run_unit, patience_s=0.2).values is not None
+    assert play(hostile, run_unit, silence_s=0.2).values is not None
 
 
 def test_one_that_was_restarted_has_lost_the_prompt() -> None:
@@ -136,7 +196,7 @@ def test_one_that_was_restarted_has_lost_the_prompt() -> None:
 
     hostile.instead["/history"] = history
     with pytest.raises(Unreachable, match="it was restarted and has lost the prompt"):
-        play(hostile, run_unit, patience_s=0.2)
+        play(hostile, run_unit, silence_s=0.2)
 
 
 def cutting(hostile: Hostile, own: Handler, times: int, *, late: bool) -> Handler:
@@ -170,7 +230,7 @@ def test_a_line_that_was_cut_and_healed(stage: str, late: bool) -> None:
         "/queue": lambda request: hostile.json({}),
     }
     hostile.instead[stage] = cutting(hostile, own[stage], 2, late=late)
-    result = play(hostile, save_unit, patience_s=5)
+    result = play(hostile, save_unit, tries_s=20)
     assert [file.name for file in result.files] == ["a_00001_.png"]
     assert len(hostile.bodies) == 1
 
@@ -182,7 +242,7 @@ def test_a_web_socket_that_was_cut_in_the_middle() -> None:
         await hostile.sockets[0].close()
 
     hostile.tell = tell  # type: ignore[method-assign]
-    assert play(hostile, run_unit, patience_s=5).values is not None
+    assert play(hostile, run_unit, tries_s=20).values is not None
 
 
 # TLS.
@@ -207,13 +267,13 @@ def met(certificate: trustme.LeafCert, ca: Path | None, scheme: str = "https") -
 
     async def inner() -> str:
         async with secured(certificate) as port:
-            link = Link(Endpoint(url=f"{scheme}://localhost:{port}", ca=ca), patience_s=2)
+            link = Brisk(Endpoint(url=f"{scheme}://localhost:{port}", ca=ca))
             try:
                 return (await RemoteRunner(link, {}).greet()).version
             finally:
                 await link.close()
 
-    return asyncio.run(asyncio.wait_for(inner(), 30))
+    return asyncio.run(asyncio.wait_for(inner(), 120))
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +324,7 @@ def test_tls_and_none_are_not_mistaken(authority: Any, trusted: Path) -> None:
         server = web.AppRunner(Hostile().app(), shutdown_timeout=0.1)
         await server.setup()
         await web.TCPSite(server, "127.0.0.1", 0).start()
-        link = Link(Endpoint(url=f"https://127.0.0.1:{server.addresses[0][1]}"), patience_s=2)
+        link = Brisk(Endpoint(url=f"https://127.0.0.1:{server.addresses[0][1]}"))
         try:
             with pytest.raises(Unreachable, match=r"no TLS .*address with http://"):
                 await RemoteRunner(link, {}).greet()
@@ -272,7 +332,7 @@ def test_tls_and_none_are_not_mistaken(authority: Any, trusted: Path) -> None:
             await link.close()
             await server.cleanup()
 
-    asyncio.run(asyncio.wait_for(plain(), 30))
+    asyncio.run(asyncio.wait_for(plain(), 120))
 
 
 def test_a_ca_that_is_none(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from aiohttp import web
 
+from comfyfleet.api.guest import PROTOCOL
 from tests.client.hostile import GUEST, Hostile, play, run_unit
 from tests.client.test_hostile_answers import answering, value
 
@@ -45,7 +46,7 @@ def test_a_busy_moment_is_no_slow_line(
         value([0, "uint8", [1, 1, SIZE, 1]], [SIZE]), content_type="application/json"
     )
     hostile = Hostile()
-    hostile.instead[f"{GUEST}/hello"] = answering({"comfyfleet": "1", "protocol": 1})
+    hostile.instead[f"{GUEST}/hello"] = answering({"comfyfleet": "1", "protocol": PROTOCOL})
     hostile.instead[f"{GUEST}/prompts"] = pieces
     times = [0.0, *accumulate(each for seconds in took for each in (seconds, 1.0))]
     clock = SimpleNamespace(monotonic=iter(times).__next__)

@@ -53,7 +53,7 @@ async def ask(address: tuple[str, int], data: bytes) -> bytes:
 
 
 def run(work) -> None:
-    asyncio.run(asyncio.wait_for(work(), 30))
+    asyncio.run(asyncio.wait_for(work(), 120))
 
 
 def test_many_streams_of_more_than_a_window_each() -> None:
@@ -106,6 +106,28 @@ def test_frames_that_make_no_sense_are_refused(frames: list[bytes]) -> None:
         with pytest.raises(InputError):
             for frame in frames:
                 await Mux(send).feed(frame)
+
+    run(work)
+
+
+def test_who_reads_nothing_does_not_hold_up_the_end() -> None:
+    async def work() -> None:
+        begun = asyncio.Event()
+
+        async def send(frame: bytes) -> None:
+            if frame[4] != Kind.OPEN:
+                begun.set()
+                await asyncio.Event().wait()
+
+        mux = Mux(send)
+        door = await asyncio.start_server(mux.accept, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*door.sockets[0].getsockname())
+        writer.write(b"x")
+        await begun.wait()
+        await mux.close()
+        assert await reader.read() == b""
+        writer.close()
+        door.close()
 
     run(work)
 

@@ -1,7 +1,8 @@
 """A provider's command whose cloud is this machine: ``provider.py FOLDER create|list|delete ...``.
 
 Its words and its JSON are those of runpodctl. With COMFYUI set, a machine is a real ComfyUI with
-our extension; without, it is an entry in the list and nothing else. TROUBLE says what goes wrong.
+our extension; without, it is an entry in the list and nothing else. TEMPLATE is what a machine
+runs in its place, with {port}, {inside} and {base} filled in. TROUBLE says what goes wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def create(folder: Path, name: str) -> None:
     id_, port = uuid.uuid4().hex[:12], _free_port()
     machine = {"id": id_, "name": name, "desiredStatus": "RUNNING", "net": {"ports": [port]}}
     if "COMFYUI" in os.environ:
-        machine["pid"] = _start(Path(os.environ["COMFYUI"]), folder / name, port)
+        start = _start_template if "TEMPLATE" in os.environ else _start
+        machine["pid"] = start(Path(os.environ["COMFYUI"]), folder / name, port)
     (folder / f"{id_}.json").write_text(json.dumps(machine))
     if os.environ.get("TROUBLE") == "create":
         sys.exit(f"no answer in time; your key is {os.environ['PROVIDER_API_KEY']}")
@@ -41,19 +43,34 @@ def delete(folder: Path, id_: str) -> None:
     path.unlink()
 
 
+def _start_template(comfyui: Path, base: Path, port: int) -> int:
+    """As a pod's image: it knows its token by a variable."""
+    _with_pack(base)
+    script = os.environ["TEMPLATE"].format(port=port, inside=_free_port(), base=base)
+    return _begin(["sh", "-ec", script], comfyui, base)
+
+
 def _start(comfyui: Path, base: Path, port: int) -> int:
     """A ComfyUI whose fleet's token is that of the image, as it were."""
-    (base / "custom_nodes").mkdir(parents=True)
-    (base / "custom_nodes" / "comfyfleet").symlink_to(Path(__file__).parents[2])
+    _with_pack(base)
     tokens = base / "user" / "comfyfleet" / "tokens.json"
     tokens.parent.mkdir(parents=True)
     data = {"version": 1, "own": os.environ["RENTED_TOKEN"], "issued": []}
     with open(os.open(tokens, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
         json.dump(data, file)
     command = [sys.executable, "main.py", "--cpu", "--port", str(port), "--base-directory"]
+    return _begin([*command, str(base), "--database-url", "sqlite:///:memory:"], comfyui, base)
+
+
+def _with_pack(base: Path) -> None:
+    (base / "custom_nodes").mkdir(parents=True)
+    (base / "custom_nodes" / "comfyfleet").symlink_to(Path(__file__).parents[2])
+
+
+def _begin(command: list[str], comfyui: Path, base: Path) -> int:
     with (base / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, str(base), "--database-url", "sqlite:///:memory:"],
+            command,
             cwd=comfyui,
             env={**os.environ, "COMFYFLEET_WORKERS": "0"},
             stdin=subprocess.DEVNULL,

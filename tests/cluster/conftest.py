@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,11 @@ def master(
     comfyui: Path, tmp_path_factory: pytest.TempPathFactory, nothing_left: None
 ) -> Iterator[Master]:
     """A ComfyUI that computes itself and has two CPU workers, which are there."""
-    running = Master(comfyui, tmp_path_factory.mktemp("master"), workers="cpu,cpu")
-    running.run(prompts.collected(shares=3))
-    wait_until(lambda: set(running.states().values()) == {"idle"}, "the workers")
-    yield running
-    running.close()
+    folder = tmp_path_factory.mktemp("master")
+    with closing(Master(comfyui, folder, workers="cpu,cpu")) as running:
+        running.run(prompts.collected(shares=3))
+        wait_until(lambda: set(running.states().values()) == {"idle"}, "the workers")
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import prompts
-from tests.cluster.test_collector import pixels, worker_logs
+from tests.cluster.test_collector import pixels, prompts_of_workers, worker_logs
 from tests.cluster.test_shipping import PACK, node
 from tests.support import Master, error_of, wait_until
 
@@ -27,16 +27,13 @@ def finds(request: pytest.FixtureRequest) -> str:
 def master(
     finds: str, comfyui: Path, tmp_path_factory: pytest.TempPathFactory, nothing_left: None
 ) -> Iterator[Master]:
-    base = tmp_path_factory.mktemp("branches")
-    os.environ["COMFYFLEET_BRANCHES"] = finds
-    try:
-        running = Master(comfyui, base, workers="cpu,cpu", packs={"branch_pack": PACK})
-    finally:
-        del os.environ["COMFYFLEET_BRANCHES"]
-    # The workers start: nodes that wait for each other wait for no more than each other.
-    running.run(prompts.collected(shares=2, delegate=True))
-    yield running
-    running.close()
+    base, packs = tmp_path_factory.mktemp("branches"), {"branch_pack": PACK}
+    settings = {"COMFYFLEET_BRANCHES": finds}
+    made = Master(comfyui, base, workers="cpu,cpu", packs=packs, settings=settings)
+    with closing(made) as running:
+        # The workers start: nodes that wait for each other wait for no more than each other.
+        running.run(prompts.collected(shares=2, delegate=True))
+        yield running
 
 
 def ways(count: int, folder: Path, *, marked: bool, **last: Any) -> dict[str, Any]:
@@ -82,9 +79,9 @@ def test_a_branch_is_computed_once(master: Master, finds: str, tmp_path: Path) -
     folder.mkdir()
     prompt = ways(3, folder, marked=finds == "0")
     master.run(prompt)
-    logs = worker_logs(master)
+    before = prompts_of_workers(master)
     master.run(prompt)
-    assert worker_logs(master) == logs
+    assert prompts_of_workers(master) == before
 
 
 def test_more_branches_than_workers(master: Master, finds: str, tmp_path: Path) -> None:

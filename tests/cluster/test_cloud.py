@@ -51,7 +51,7 @@ def test_a_machine_is_rented_works_and_is_given_back(
     for _ in range(2):  # the second time there is nothing left to do
         stopped = run_command("cloud", "stop", "rented", "all", "--config", str(path))
         assert stopped.returncode == 0, stopped.stderr
-    wait_until(lambda: not _lives(machine["pid"]), "the machine to end", 20)
+    wait_until(lambda: not _lives(machine["pid"]), "the machine to end")
     assert machines(cloud) == [] and load(path).workers == []
 
 
@@ -65,7 +65,7 @@ def test_an_interrupted_start_leaves_no_machine(cloud: Path, tmp_path: Path) -> 
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130, log.read_text()
     assert f"(id {machine['id']}) has ended" in log.read_text()
-    wait_until(lambda: not _lives(machine["pid"]), "the machine to end", 20)
+    wait_until(lambda: not _lives(machine["pid"]), "the machine to end")
     assert machines(cloud) == [] and load(path).workers == []
 
 

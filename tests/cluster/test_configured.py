@@ -46,6 +46,10 @@ def test_what_is_wrong_is_said_at_the_start_and_what_is_right_holds(configured: 
     with pytest.raises(urllib.error.HTTPError) as caught:
         configured.post(SHARE, {"on": True})
     assert said in caught.value.read().decode()
+    path.write_text(WRONG.replace("flase", "ture"))
+    with pytest.raises(urllib.error.HTTPError):
+        configured.post(SHARE, {"on": True})
+    assert configured.log.read_text().count("the queue is not shared: ") == 2, "each once"
     path.write_text(WRONG.replace("flase", "false"))
     shared: dict[str, Any] = configured.post(SHARE, {"on": True})
     assert shared == {"on": True, "master_computes": False, "note": ""}
@@ -99,7 +103,7 @@ def test_a_worker_that_is_added_is_looked_for_at_once(configured: Master) -> Non
     url = f"http://127.0.0.1:{free_port()}"
     shown = configured.post(f"{CONFIG}/workers", {"name": "box", "url": url})
     assert shown["workers"][-1]["url"] == url
-    reason = wait_until(lambda: reason_of(configured, "box"), "word of it", 30)
+    reason = wait_until(lambda: reason_of(configured, "box"), "word of it")
     assert f"worker box cannot be used: {url}: no connection" in reason
     assert configured.delete(f"{CONFIG}/workers/box")["workers"] == []
 
@@ -112,7 +116,7 @@ def test_sharing_looks_for_workers_that_were_written_down_since(configured: Mast
     path.write_text(f"{before}\nworkers:\n  - name: attic\n    url: {url}\n")
     try:
         configured.post(SHARE, {"on": True})
-        assert url in wait_until(lambda: reason_of(configured, "attic"), "word of it", 30)
+        assert url in wait_until(lambda: reason_of(configured, "attic"), "word of it")
     finally:
         path.write_text(before)
 

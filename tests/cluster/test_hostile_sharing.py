@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,10 @@ def master(
     config.parent.mkdir(parents=True)
     with served(hostile) as (url,):
         config.write_text(CONFIG.format(url=url))
-        running = Master(comfyui, base, workers="")
-        wait_until(lambda: running.get("/comfyfleet/v1/share")["on"], "sharing")
-        wait_until(lambda: box(running)["state"] == "idle", "the worker")
-        yield running
-        running.close()
+        with closing(Master(comfyui, base, workers="")) as running:
+            wait_until(lambda: running.get("/comfyfleet/v1/share")["on"], "sharing")
+            wait_until(lambda: box(running)["state"] == "idle", "the worker")
+            yield running
 
 
 def box(master: Master) -> dict[str, Any]:

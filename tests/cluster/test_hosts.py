@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -95,7 +94,7 @@ def test_a_master_that_is_killed_leaves_no_worker_and_a_whole_cluster(hosts: Two
     wait_until(lambda: len(workers_of(hosts)) == 2, "both workers", RUN_S)
     job.process.kill()
     wait_until(lambda: not workers_of(hosts), "the workers to end", 60)
-    job.process.wait(20)
+    job.process.wait(60)
     assert all(process.poll() is None for process in hosts.nodes), "head and node go on"
 
 
@@ -118,7 +117,7 @@ def test_a_cluster_without_a_token_is_refused(hosts: TwoHosts, tmp_path: Path) -
         assert f"the cluster at {address} asks for no token" in failure(hosts, tmp_path, command)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def test_nodes_that_are_not_fit_are_left_out_and_the_others_work(
@@ -142,7 +141,7 @@ def test_nodes_that_are_not_fit_are_left_out_and_the_others_work(
     finally:
         for process in odd:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
     assert "is left out: its ComfyFleet" in said and "is not the same as this one" in said
     assert "is left out: " in said and "is no ComfyUI" in said
 
@@ -151,7 +150,8 @@ def test_a_host_that_joins_later_takes_part(hosts: TwoHosts, tmp_path: Path) -> 
     address = "10.213.7.3"  # the second host as a third
     inside = ["ip", "-n", hosts.node.namespace, "address", "add", f"{address}/32", "dev", DEVICE]
     subprocess.run(inside, check=True)
-    job = hosts.run(prompt_of(pause_s=1.0), "--count", "80")
+    # Enough that the two are not done before a third one, on a busy machine, has begun.
+    job = hosts.run(prompt_of(pause_s=1.0), "--count", "240")
     wait_until(lambda: job.done() or job.process.poll() is not None, "the first unit", RUN_S)
     options = [f"--address={hosts.head.address}:6379", f"--node-ip-address={address}"]
     options.append(f'--resources={{"{CPU_SLOT}": 1}}')
@@ -159,11 +159,11 @@ def test_a_host_that_joins_later_takes_part(hosts: TwoHosts, tmp_path: Path) -> 
     usual |= {"PYTHONPATH": str(SOURCES), "COMFYUI_PATH": str(find_comfyui())}
     late = ray_start(hosts, tmp_path / "late", *options, **usual)
     try:
-        assert job.process.wait(RUN_S) == 0, job.log.read_text()
+        assert job.process.wait(2 * RUN_S) == 0, job.log.read_text()
     finally:
         late.terminate()
-        late.wait(30)
-    found = compare(job, 80)
+        late.wait(60)
+    found = compare(job, 240)
     assert (found["lost"], found["duplicated"]) == (0, 0)
     assert f"{address}-cpu0" in found["by_worker"]
 
@@ -187,13 +187,13 @@ def ray_start(
     hosts: TwoHosts, folder: Path, *options: str, **environment: str
 ) -> subprocess.Popen[bytes]:
     """A node that was not started by us, on the second host."""
+    # A fleet of another test in this process has forbidden clusters to whatever it starts.
+    environment = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", **environment}
     folder.mkdir()
     log = folder / "log"
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=0"]
     command += ["--disable-usage-stats", f"--temp-dir=/tmp/{folder.parent.name[-20:]}{folder.name}"]
     with log.open("wb") as target:
-        process = hosts.node.start(
-            [*command, *options], log=target, environment={**os.environ, **environment}
-        )
-    wait_until(lambda: "Ray runtime started" in log.read_text(), "Ray", 60)
+        process = hosts.node.start([*command, *options], log=target, environment=environment)
+    wait_until(lambda: "Ray runtime started" in log.read_text(), "Ray", RUN_S)
     return process

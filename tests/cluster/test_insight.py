@@ -63,7 +63,7 @@ class Reader:
         return [event["data"] for event in list(self.events) if event["event"] == kind]
 
     def wait(self, kind: str) -> dict[str, Any]:
-        found: list[dict[str, Any]] = wait_until(lambda: self.named(kind), f"event {kind}", 30)
+        found: list[dict[str, Any]] = wait_until(lambda: self.named(kind), f"event {kind}")
         return found[0]
 
 
@@ -74,6 +74,17 @@ def status(master: Master) -> dict[str, Any]:
 
 def workers(master: Master) -> dict[str, dict[str, Any]]:
     return {worker["id"]: worker for worker in status(master)["workers"]}
+
+
+def memory_of(master: Master, worker: str) -> dict[str, int]:
+    """Known as soon as the worker has answered in time."""
+
+    def found() -> dict[str, int] | None:
+        memory: dict[str, int] = workers(master)[worker]["memory"]
+        return memory if memory["device_total_bytes"] else None
+
+    known: dict[str, int] = wait_until(found, f"the memory of {worker}")
+    return known
 
 
 def text(master: Master, path: str) -> str:
@@ -119,9 +130,10 @@ def test_a_prompt_from_its_queue_to_its_end(shared: Master, gates: Gates) -> Non
 
     busy = workers(shared)[name]
     assert (busy["state"], busy["task"]["prompt_id"], busy["device"]) == ("busy", prompt_id, "cpu")
-    assert wait_until(lambda: workers(shared)[name]["task"]["node"] == "2", "the node", 10)
-    assert busy["memory"]["rss_bytes"] > 50_000_000
-    assert 0 < busy["memory"]["device_free_bytes"] <= busy["memory"]["device_total_bytes"]
+    assert wait_until(lambda: workers(shared)[name]["task"]["node"] == "2", "the node")
+    memory = memory_of(shared, name)
+    assert memory["rss_bytes"] > 50_000_000
+    assert 0 < memory["device_free_bytes"] <= memory["device_total_bytes"]
     frame = command(shared, "top", "--once")
     assert name in frame and "busy" in frame and prompt_id[:8] in frame
     (run,) = status(shared)["runs"]
@@ -167,9 +179,9 @@ def test_a_failure_is_told_and_a_token_never(shared: Master) -> None:
 
 def test_the_master_is_a_worker_of_its_own_queue(server: Master) -> None:
     share(server, master_computes=True)
-    own = wait_until(lambda: workers(server).get("master"), "the master", 20)
+    own = wait_until(lambda: workers(server).get("master"), "the master")
     assert (own["device"], own["pid"]) == ("cpu", server.process.pid)
-    assert own["memory"]["rss_bytes"] and own["memory"]["device_total_bytes"]
+    assert memory_of(server, "master")["rss_bytes"]
 
 
 def test_logs_are_kept_and_read_by_route_and_command(shared: Master) -> None:
@@ -186,16 +198,20 @@ def test_logs_are_kept_and_read_by_route_and_command(shared: Master) -> None:
 
 def test_what_the_commands_do_to_workers(shared: Master) -> None:
     assert "cpu-0" in command(shared, "worker", "cpu-0", "disable")
-    state = wait_until(lambda: workers(shared)["cpu-0"]["state"] == "paused", "the pause", 10)
+    state = wait_until(lambda: workers(shared)["cpu-0"]["state"] == "paused", "the pause")
     assert state and "owner" in workers(shared)["cpu-0"]["reason"]
     command(shared, "worker", "all", "enable")
-    wait_until(lambda: workers(shared)["cpu-0"]["state"] == "idle", "the end of the pause", 10)
+    wait_until(lambda: workers(shared)["cpu-0"]["state"] == "idle", "the end of the pause")
     reader = Reader(shared)
     reader.wait("status")
     command(shared, "worker", "cpu-1", "restart")
     wait_until(lambda: workers(shared)["cpu-1"]["restarts"] == 1, "the restart", 60)
-    states = [event["data"]["state"] for event in reader.named("worker.changed")]
-    assert states == ["restarting", "idle"]
+
+    def states() -> list[str]:
+        return [change["data"]["state"] for change in reader.named("worker.changed")]
+
+    wait_until(lambda: states()[-1:] == ["idle"], "word of its return")
+    assert states() == ["restarting", "idle"]
     unknown = run_command("worker", "cpu-7", "free", "--url", f"http://127.0.0.1:{shared.port}")
     assert (unknown.returncode, "cpu-0, cpu-1" in unknown.stderr) == (2, True)
 

@@ -148,6 +148,9 @@ NOT_TAKEN = {
     "absolute": {"file": "/tmp/x.sft"},
     "backslashes": {"file": "..\\..\\x.sft"},
     "hidden": {"file": "sub/.x.sft"},
+    "a device of Windows": {"file": "aux.sft"},
+    "a folder of another name there": {"file": "sub./x.sft"},
+    "turned round": {"file": "a\u202etfs.sft"},
     "a pickle": {"file": "x.ckpt"},
     "code": {"file": "x.py", "folder": "custom_nodes"},
     "no model folder": {"folder": "custom_nodes"},
@@ -186,7 +189,7 @@ def test_damaged_content_is_refused(pair: tuple[Master, Master]) -> None:
     _, box = pair
     status, said = ask(box, "PUT", b"0123456789", start=0, sha256=sha256(b"other").hexdigest())
     assert (status, said["state"]) == (200, "checking")
-    refused = wait_until(lambda: _error_of(box, sha256(b"other").hexdigest()), "the check", 10)
+    refused = wait_until(lambda: _error_of(box, sha256(b"other").hexdigest()), "the check")
     assert "x.sft arrived damaged; copy it again" in refused
     assert not list((box.base / "models").rglob("x.sft*"))
 
@@ -237,8 +240,10 @@ def runner_at(box: Master) -> Iterator[Callable[[Prompt], Result]]:
             work = runner.run(prompt, uuid4().hex, lambda done: None, {})
             return loop.run_until_complete(work)
 
-        yield run
-        loop.run_until_complete(link.close())
+        try:
+            yield run
+        finally:
+            loop.run_until_complete(link.close())
 
 
 def interrupt(studio: Master, box: Master, road: Road) -> None:
@@ -246,9 +251,9 @@ def interrupt(studio: Master, box: Master, road: Road) -> None:
     road.sent, road.hold_at = 0, 12 * MIB
     command = [str(COMFYFLEET), "models", "copy", NAME, "--to", "box", "--url", studio.url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
-        wait_until(lambda: road.sent >= road.hold_at, "the second piece", 30)
+        wait_until(lambda: road.sent >= road.hold_at, "the second piece")
         running.send_signal(signal.SIGINT)
-        said, _ = running.communicate(timeout=30)
+        said, _ = running.communicate(timeout=60)
     assert (running.returncode, "was stopped" in said) == (130, True), said
     (part,) = (box.base / "models").rglob("*.part")
     assert part.stat().st_size == 8 * MIB
@@ -260,7 +265,7 @@ def break_off(studio: Master, box: Master, road: Road) -> None:
     body = {"file": NAME, "worker": "box"}
     copy = studio.post(f"{BASE}/models/copy", body)
     assert studio.post(f"{BASE}/models/copy", body)["id"] == copy["id"], "it joins the first"
-    wait_until(lambda: road.sent >= road.hold_at, "the middle", 30)
+    wait_until(lambda: road.sent >= road.hold_at, "the middle")
     assert road.cuts == 1
     (now,) = [e for e in studio.get(f"{BASE}/models/copies")["copies"] if e["id"] == copy["id"]]
     assert (now["state"], now["total"] > now["bytes"] >= 16 * MIB) == ("sending", True)
@@ -272,9 +277,8 @@ def break_off(studio: Master, box: Master, road: Road) -> None:
 
 @contextmanager
 def ran_again(comfyui: Path, before: Master) -> Iterator[Master]:
-    studio = Master(comfyui, before.base, workers="0")
-    yield studio
-    studio.close()
+    with closing(Master(comfyui, before.base, workers="0")) as studio:
+        yield studio
 
 
 def test_a_model_goes_from_one_worker_to_another(

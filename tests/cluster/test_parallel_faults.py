@@ -29,8 +29,9 @@ RING = {"strategy": "sequence", "ring": 3}
 PLACES = [("first", 0), ("last", 2)]
 BY_THREE = "4 as ulysses 3"
 ALONE = "4 as one device"
-#: Within so many seconds a lost follower is noticed; the machine of the tests may be busy.
-NOTICED_S = 5 + 5
+#: Seconds in which a lost follower is noticed on the busiest machine; the time limit of a step,
+#: by which it would be noticed otherwise, is ten minutes.
+NOTICED_S = 60
 STEPS = 60
 
 _seeds = iter(range(1000, 2000))
@@ -200,7 +201,7 @@ def test_twenty_runs_leave_nothing(whole: Bed) -> None:
         strategy, way = (SEQUENCE, BY_THREE) if i % 2 else (BY_CFG, "4 as cfg 2")
         whole.check(fresh(cfg=3.0, parallel=strategy), way)
     try:
-        wait_until(lambda: not Footprint(whole).more_than(before), "all to be given back", 15)
+        wait_until(lambda: not Footprint(whole).more_than(before), "all to be given back")
     except AssertionError:
         raise AssertionError(Footprint(whole).more_than(before)) from None
 
@@ -274,10 +275,10 @@ def test_a_worker_that_vanishes_before_its_gang_meets(whole: Bed) -> None:
 
 def hang(bed: Bed, worker: str, **options: Any) -> None:
     clock = Clock(0, lambda: None)
-    with bed.ordered("stop", worker, after=2):
+    with bed.impatient(), bed.ordered("stop", worker, after=2):
         found = bed.run(trapped(bed, **options), on_event=clock)
     lost_one(found, worker, 4)
-    assert "as it had not answered" in found.warnings and clock.longest_s < NOTICED_S
+    assert "as it had not answered for 4 s" in found.warnings and clock.longest_s < NOTICED_S
     assert worker not in bed.living()
 
 

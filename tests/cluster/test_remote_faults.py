@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from comfyfleet.config import Remote
 from comfyfleet.errors import WorkerStartError
 from comfyfleet.fleet import Fleet, Host
 from tests import prompts
+from tests.client.hostile import CLASSES, PROMPT, Hostile, answering, served
 from tests.queue_bed.bed import PACK, Gates
-from tests.remote_bed.bed import KINDS, Watched, begin, remote, returning
+from tests.remote_bed.bed import KINDS, Watched, begin, remote, results, returning
 from tests.support import Master, free_port, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -26,7 +28,7 @@ def test_other_workers_do_what_one_elsewhere_cannot(
     prompt = returning(prompts.demo(steps=2), ["5", 0], "value")
     del prompt["7"]
     with Fleet([], host, remotes=remotes) as fleet:
-        wait_until(lambda: len(fleet.workers) == 2, "both", 30)
+        wait_until(lambda: len(fleet.workers) == 2, "both")
         watched = Watched()
         run = begin(fleet, *[prompt] * 4, watched=watched)
         assert run.wait(120)
@@ -47,16 +49,31 @@ def test_nobody_there_is_an_error_that_says_why(comfyui: Path) -> None:
         raise AssertionError("it started")
 
 
+def test_one_that_was_started_anew_between_two_looks(comfyui: Path) -> None:
+    """It answers all the time, but has other nodes now, and no history."""
+    box, host = Hostile(), Host(comfyui=comfyui, cwd=Path.cwd())
+    with served(box) as [url], Fleet([], host, remotes=[Remote(name="box", url=url)]) as fleet:
+        (before,) = wait_until(lambda: fleet.workers, "the worker", 60)
+        results(begin(fleet, PROMPT))
+        box.instead["/object_info"] = answering({**CLASSES, "New": {}})
+        box.prompts.clear()
+        wait_until(lambda: {each.pid for each in fleet.workers} - {before.pid}, "the next one", 60)
+        assert "New" in fleet.node_classes
+
+
 def test_a_worker_that_goes_and_comes_back(
-    comfyui: Path, tmp_path: Path, elsewhere: dict[str, Master], folders: dict[str, Path]
+    comfyui: Path,
+    tmp_path: Path,
+    gates: Gates,
+    elsewhere: dict[str, Master],
+    folders: dict[str, Path],
 ) -> None:
     """Its unit runs elsewhere, and later it is there again."""
     gone = Master(comfyui, tmp_path / "gone", workers="0", packs={"queue_bed": PACK})
     host = Host(comfyui=comfyui, cwd=Path.cwd(), folders=folders)
-    gates = Gates(tmp_path / "gates")
     remotes = [remote("gone", gone), remote("plain", elsewhere["plain"])]
-    with Fleet([], host, remotes=remotes) as fleet:
-        wait_until(lambda: len(fleet.workers) == 2, "both", 30)
+    with closing(gone), Fleet([], host, remotes=remotes) as fleet:
+        wait_until(lambda: len(fleet.workers) == 2, "both")
         run = begin(fleet, gates.prompt("a"), gates.prompt("b"))
         gates.wait("a", "b")
         gone.process.kill()

@@ -9,14 +9,16 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
+from comfyfleet.api import BASE
 from comfyfleet.fleet.tokens import TOKENS_FILE, own_token
 from tests.cloud_bed import cloudflared
+from tests.queue_bed.bed import saved
 from tests.support import COMFYFLEET, Master, run_command, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -55,8 +57,11 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextmanager
-def tunnel(plain: Master, installation: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def tunnel(
+    plain: Master, installation: Path, log: Path, *options: str
+) -> Iterator[subprocess.Popen[bytes]]:
     command = [str(COMFYFLEET), "tunnel", "--url", plain.url, "--comfyui", str(installation)]
+    command += options
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
     try:
@@ -71,7 +76,7 @@ def status(port: str, token: str = "") -> int:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(f"http://127.0.0.1:{port}/queue", headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -91,8 +96,33 @@ def test_it_lets_in_who_holds_a_token_and_ends_with_us(
         token = own_token(installation / "user" / "comfyfleet" / TOKENS_FILE)
         assert status(port, token) == 200 and token not in said
         process.send_signal(end)
-        assert process.wait(20) in (130, -signal.SIGKILL)
-    wait_until(lambda: not psutil.pid_exists(int(pid)), "cloudflared to end", 20)
+        assert process.wait(60) in (130, -signal.SIGKILL)
+    wait_until(lambda: not psutil.pid_exists(int(pid)), "cloudflared to end")
+
+
+def test_a_worker_dials_in_by_the_tunnel_of_a_master(
+    comfyui: Path, plain: Master, fake: Path, tmp_path: Path
+) -> None:
+    master = Master(comfyui, tmp_path / "master", workers="0")
+    with closing(master), tunnel(master, comfyui, tmp_path / "log", "--for", "master"):
+        said, port = (tmp_path / "log").read_text(), fake.read_text().split()[1]
+        assert "comfyfleet join https://ten-towns-join.trycloudflare.com" in said, said
+        assert status(port) == 401, "nobody else"
+        address, log = f"http://127.0.0.1:{port}", tmp_path / "join"
+        command = ["join", address, "--token", master.token, "--name", "far", "--url", plain.url]
+        with log.open("wb") as file:
+            line = subprocess.Popen([str(COMFYFLEET), *command], stdout=file, stderr=file)
+        try:
+            wait_until(lambda: "joined http" in log.read_text(), f"the line: {log}", 60)
+            master.post(f"{BASE}/share", {"on": True, "master_computes": False})
+            wait_until(lambda: master.states().get("far") == "idle", "the worker", 60)
+            assert master.files(master.run(saved(4)), "3")[0].is_file()
+            assert plain.get("/history"), "it ran there"
+            line.send_signal(signal.SIGINT)
+            assert line.wait(60) == 130
+        finally:
+            line.kill()
+            line.wait()
 
 
 def test_the_end_of_the_program_is_said(
@@ -101,19 +131,21 @@ def test_the_end_of_the_program_is_said(
     log = tmp_path / "log"
     with tunnel(plain, installation, log) as process:
         psutil.Process(int(fake.read_text().split()[0])).kill()
-        assert process.wait(20) == 3
+        assert process.wait(60) == 3
     assert "the tunnel has ended" in log.read_text()
 
 
 @pytest.mark.parametrize(
-    ("trouble", "said"),
+    ("trouble", "timeout_s", "said"),
     [
-        (cloudflared.SILENT, "cloudflared named no address in 3 s: .*Requesting new quick Tunnel"),
-        (cloudflared.FAILING, "cloudflared has ended: .*failed to request quick Tunnel"),
+        # Long enough for it to start, and to say that it begins.
+        (cloudflared.SILENT, 10, "named no address in 10 s: .*Requesting new quick Tunnel"),
+        (cloudflared.FAILING, 60, "cloudflared has ended: .*failed to request quick Tunnel"),
     ],
 )
 def test_no_address_is_said(
     trouble: str,
+    timeout_s: int,
     said: str,
     plain: Master,
     installation: Path,
@@ -121,7 +153,7 @@ def test_no_address_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FAKE_TUNNEL", trouble)
-    options = ["--url", plain.url, "--comfyui", str(installation), "--timeout", "3"]
+    options = ["--url", plain.url, "--comfyui", str(installation), "--timeout", str(timeout_s)]
     answer = run_command("tunnel", *options)
     assert answer.returncode == 3 and re.search(said, answer.stderr, re.DOTALL), answer.stderr
     assert not psutil.pid_exists(int(fake.read_text().split()[0]))

@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 
 from tests.support import Master, error_of
-from tests.upscale_bed.bed import Bed, Prompt, beds, demo
+from tests.upscale_bed.bed import (
+    Bed,
+    Prompt,
+    beds,
+    by_model,
+    demo,
+    film,
+    node,
+    picture,
+    redrawn,
+    text,
+)
 from tests.upscale_bed.models import write_models
 
 pytestmark = pytest.mark.cluster
@@ -22,19 +33,10 @@ def devices(
     comfyui: Path, tmp_path_factory: pytest.TempPathFactory, nothing_left: None
 ) -> Iterator[Mapping[int, Bed]]:
     models = tmp_path_factory.mktemp("models")
-    write_models(comfyui, models)
+    write_models(comfyui, models, "checkpoint")
     with beds(comfyui, tmp_path_factory.mktemp("beds"), (1, 2), models) as running:
         running[2].ready()
         yield running
-
-
-def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
-
-
-def picture(count: int = 1, width: int = 203, height: int = 150, channels: int = 3) -> Prompt:
-    size = {"width": width, "height": height, "count": count, "channels": channels}
-    return {"1": node("TestPicture", **size)}
 
 
 def controlled(**upscale: Any) -> Prompt:
@@ -64,8 +66,23 @@ def test_a_controlnet_sees_its_part_of_the_hint(
     assert not np.array_equal(devices[1].compute(free, ["6", 0]), one)
 
 
+def test_a_whole_checkpoint_with_its_text_encoder(devices: Mapping[int, Bed]) -> None:
+    """As most workflows are: one stock loader for MODEL, CLIP and VAE, and a ControlNet."""
+    prompt = controlled(seed=32, blend="independent")
+    prompt["2"] = node("CheckpointLoaderSimple", ckpt_name="tiny_sd.safetensors")
+    prompt["4"], prompt["5"] = text("a red circle"), text("blurry")
+    prompt["6"]["inputs"]["vae"] = prompt["9"]["inputs"]["vae"] = ["2", 2]
+    one = devices[1].compute(prompt, ["6", 0])
+    with devices[2].meeting("master", "cpu-0"):
+        two = devices[2].compute(prompt, ["6", 0])
+    assert np.isfinite(one).all() and one.std() > 0.01 and np.array_equal(one, two)
+    prompt["4"] = text("a blue square")
+    assert not np.array_equal(devices[1].compute(prompt, ["6", 0]), one)
+
+
 def test_the_worker_samples_with_its_own_controlnet(devices: Mapping[int, Bed]) -> None:
-    devices[2].compute(controlled(seed=31, blend="independent"), ["6", 0])
+    with devices[2].meeting("master", "cpu-0"):
+        devices[2].compute(controlled(seed=31, blend="independent"), ["6", 0])
     assert devices[2].samplings.keys() == {"master", "cpu-0"}
 
 
@@ -109,7 +126,7 @@ def test_vae_tiles_are_comfyuis_own(devices: Mapping[int, Bed], name: str) -> No
     prompt["3"] = node("VAEEncodeTiled", pixels=["1", 0], vae=vae, **size, **time)
     prompt["4"] = node("FleetVAEEncode", pixels=["1", 0], vae=vae, **size)
     prompt["5"] = node("VAEDecodeTiled", samples=["3", 0], vae=vae, **size, **time)
-    prompt["6"] = node("FleetVAEDecode", samples=["3", 0], vae=vae, **size)
+    prompt["6"] = node("FleetVAEDecode", samples=["3", 0], vae=vae, **size, distribution="static")
     for stock, ours in ((["3", 0], ["4", 0]), (["5", 0], ["6", 0])):
         expected = devices[1].compute(prompt, stock)
         assert np.isfinite(expected).all() and expected.std() > 1e-3
@@ -173,15 +190,6 @@ def test_a_vae_of_another_model_is_named(devices: Mapping[int, Bed]) -> None:
     assert "the VAE makes latents of 16 channels, but the model takes 4" in error_of(entry)
 
 
-def film(count: int, *, sound: bool = True, **size: int) -> Prompt:
-    """A video in memory, of 10 frames a second."""
-    prompt = picture(count, **size)
-    prompt["20"] = node("TestTone", seconds=count / 10)
-    audio = {"audio": ["20", 0]} if sound else {}
-    prompt["21"] = node("CreateVideo", images=["1", 0], fps=10.0, **audio)
-    return prompt
-
-
 def saved(prompt: Prompt, link: list[Any]) -> Prompt:
     inputs = {"filename_prefix": "film", "format": "auto", "codec": "auto"}
     return prompt | {"30": node("SaveVideo", video=link, **inputs)}
@@ -195,14 +203,6 @@ def frames(master: Master, entry: Mapping[str, Any]) -> tuple[np.ndarray[Any, An
     with av.open(str(path)) as file:
         sound = [frame for frame in file.decode(audio=0)] if file.streams.audio else []
     return pictures, sum(frame.samples / frame.sample_rate for frame in sound)
-
-
-def by_model(link: list[Any], **inputs: Any) -> Prompt:
-    upscaled = node(
-        "FleetModelUpscaleVideo", upscale_model=["22", 0], video=link, tile=64, **inputs
-    )
-    model = node("UpscaleModelLoader", model_name="tiny_esrgan.safetensors")
-    return {"22": model, "23": upscaled}
 
 
 def test_a_video_is_upscaled_frame_by_frame_with_its_sound(devices: Mapping[int, Bed]) -> None:
@@ -232,11 +232,7 @@ def test_a_video_file_keeps_its_sound_as_it_is(devices: Mapping[int, Bed]) -> No
 
 
 def test_a_video_is_redrawn_by_tiles(devices: Mapping[int, Bed]) -> None:
-    prompt = demo() | film(3, sound=False, width=64, height=48)
-    inputs = prompt["6"]["inputs"]
-    del inputs["image"]
-    inputs["video"] = ["21", 0]
-    prompt["6"]["class_type"] = "FleetUpscaleVideo"
+    prompt = redrawn(film(3, sound=False, width=64, height=48))
     found = []
     for bed in devices.values():
         found.append(frames(bed.master, bed.master.run(saved(bed.here(prompt), ["6", 0])))[0])

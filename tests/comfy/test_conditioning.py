@@ -33,6 +33,7 @@ def views(*crops: Rect, **changed: Any) -> Views:
         "picture": (WIDTH, HEIGHT),
         "original": (WIDTH, HEIGHT),
         "size": (crops[0].width, crops[0].height),
+        "unit": 8,
         "first": 0,
         "count": 1,
         "total": 1,
@@ -99,12 +100,53 @@ def test_a_mask_of_another_size_covers_the_whole_picture() -> None:
     assert torch.equal(found, slice_of(mask, MIDDLE, 2))
 
 
+BESIDE_NOISE = [
+    "concat_image",
+    "concat_latent_image",
+    "concat_mask",
+    "control_video",
+    "time_dim_concat",
+]
+
+
 @crops
-@pytest.mark.parametrize("key", ["concat_latent_image", "concat_mask"])
+@pytest.mark.parametrize("key", BESIDE_NOISE)
 def test_latents_beside_the_noise_are_cut_in_units_of_the_vae(crop: Rect, key: str) -> None:
     """Inpainting models would see another part of the picture than their noise."""
     latent = ramp(16, 12)
     assert torch.equal(only({key: latent}, views(crop))[key], slice_of(latent, crop, 8))
+
+
+@crops
+def test_a_mask_of_pixels_beside_the_noise_stays_one_of_pixels(crop: Rect) -> None:
+    """Flux Fill packs 8 x 8 of them into each latent: edges would be lost in a coarse one."""
+    mask = ramp()[:, :1]
+    assert torch.equal(
+        only({"concat_mask": mask}, views(crop))["concat_mask"], slice_of(mask, crop)
+    )
+
+
+@pytest.mark.parametrize("per", [1, 2], ids=["as large as the picture", "of a smaller picture"])
+def test_the_rays_of_a_camera_are_one_for_each_pixel_of_the_tile(per: int) -> None:
+    """Wan's camera adds them to the noise, whose pixels they must be."""
+    coarse = ramp(WIDTH // per, HEIGHT // per)
+    rays = torch.stack([coarse, coarse + 0.5, coarse + 0.25], dim=2)
+    found = only({"camera_conditions": rays}, views(EDGE))["camera_conditions"]
+    expected = between(Rect(*(x // per for x in (64, 16, 128, 64))), (64, 48))
+    assert torch.allclose(found[:, :, 0], expected, atol=1e-4)
+    assert torch.allclose(found[:, :, 1], expected + 0.5, atol=1e-4)
+
+
+@pytest.mark.parametrize("key", ["vace_frames", "vace_mask"])
+@pytest.mark.parametrize("per", [8, 16], ids=["as large as the noise", "of a smaller picture"])
+def test_latents_of_a_video_that_controls_are_as_large_as_the_noise(key: str, per: int) -> None:
+    """VACE has a list of them; models add them to the noise, so another size would be an error."""
+    coarse = ramp(WIDTH // per, HEIGHT // per)
+    video = torch.stack([coarse, coarse + 0.5, coarse + 0.25], dim=2)
+    [found] = only({key: [video]}, views(EDGE))[key]
+    expected = between(Rect(*(x // per for x in (64, 16, 128, 64))), (8, 6))
+    assert torch.allclose(found[:, :, 0], expected, atol=1e-5)
+    assert torch.allclose(found[:, :, 1], expected + 0.5, atol=1e-5)
 
 
 def test_each_reference_latent_is_cut_by_its_own_compression() -> None:
@@ -170,6 +212,27 @@ def test_an_area_was_meant_for_the_picture_before_it_grew(area: tuple[Any, ...])
     """The user drew it in the picture that came in, half as large as the one that is redrawn."""
     seen = views(Rect(16, 0, 80, 48), original=(WIDTH // 2, HEIGHT // 2))
     assert only({"area": area}, seen)["area"] == (4, 6, 1, 2)
+
+
+@pytest.mark.parametrize("area", [AREA, AREA_IN_PARTS], ids=["units", "parts"])
+def test_an_area_is_counted_in_the_latents_of_the_vae(area: tuple[Any, ...]) -> None:
+    """ComfyUI's samplers count areas in latents, and one of this VAE is 16 pixels."""
+    crop = Rect(16, 0, 80, 48)
+    assert only({"area": area}, views(crop, size=(128, 96), unit=16))["area"] == (4, 6, 1, 2)
+    # Both ends lie in the middle of a latent.
+    assert only({"area": area}, views(crop, unit=16))["area"] == (2, 3, 0, 1)
+
+
+def test_an_area_of_a_video_keeps_its_time(values: ModuleType) -> None:
+    """In parts, as ComfyUI itself counts the latents of the time axis."""
+    from comfy.samplers import resolve_areas_and_cond_masks_multidim
+
+    area = ("percentage", 0.5, *AREA_IN_PARTS[1:3], 0.25, *AREA_IN_PARTS[3:])
+    found = only({"area": area}, views(Rect(16, 0, 80, 48)))
+    conditions = [found]
+    resolve_areas_and_cond_masks_multidim(conditions, (8, 6, 8), torch.device("cpu"))
+    assert conditions[0]["area"] == (4, 4, 6, 2, 1, 2)
+    assert names(("far", {"area": area}), ("all", {}), seen=views(CORNER)) == ["all"]
 
 
 def test_a_sliver_of_an_area_has_one_unit_at_least() -> None:

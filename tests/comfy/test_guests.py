@@ -95,3 +95,17 @@ def test_a_disk_that_would_be_full_loses_what_is_oldest(
     with pytest.raises(FleetError, match="No space left"):
         guests.add(name_of(b"new"), 120, KEPT, bytes(200))
     assert guests.blob_start(name_of(b"new"), KEPT) == 120
+
+
+def test_values_that_no_memory_holds_are_refused_before_they_are_read(
+    guests: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever names a small one often enough could fill any memory."""
+    name = name_of(b"x" * KEPT)
+    guests.add(name, 0, KEPT, b"x" * KEPT)
+    memory = type("Memory", (), {"available": 5 * KEPT})
+    monkeypatch.setattr("comfyfleet.comfy.guests.psutil.virtual_memory", lambda: memory)
+    with pytest.raises(FleetError, match="do not fit into the memory that is free here"):
+        guests.hold("prompt", {"digest": {"skeleton": None, "buffers": [name] * 6}})
+    guests.hold("prompt", {"digest": {"skeleton": None, "buffers": [name] * 5}})
+    guests.forget("prompt")

@@ -46,7 +46,7 @@ class Here:
 
 def in_loop(work: Callable[[Here], Awaitable[T]], folder: Path) -> T:
     async def run() -> T:
-        return await asyncio.wait_for(_awaited(work(Here(folder))), 30)
+        return await asyncio.wait_for(_awaited(work(Here(folder))), 120)
 
     return asyncio.run(run())
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock
@@ -29,8 +31,16 @@ OLD_ORDER = [
     "tiled_decode",
     "static_distribution",
 ]
-SAVED = [7, "fixed", 20, 6.5, "euler", "normal", 0.3, 512, 768, 32, 8, True, False, True]
+#: The distributed nodes of its public workflow files, as they are in these.
+FILES: dict[str, list[dict[str, Any]]] = json.loads(
+    (Path(__file__).parent.parent / "data" / "workflows" / "peer_upscale.json").read_text()
+)
 
+SOCKETS = {"IMAGE", "MODEL", "CONDITIONING", "VAE"}
+#: One of the files needs the samplers of another pack.
+OF_RES4LYF = {"sampler_name": "res_2s", "scheduler": "bong_tangent"}
+#: One of them is from before the last widget.
+NUM_VALUES = {"distributed-upscale.json": 14, "distributed-upscale-video.json": 13}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
@@ -52,7 +62,9 @@ def widgets(inputs: dict[str, tuple[Any, ...]]) -> list[tuple[str, tuple[Any, ..
         if given[0] in WIDGETS or isinstance(given[0], list):
             found.append((name, given))
             if len(given) > 1 and given[1].get("control_after_generate"):
-                found.append(("control_after_generate", ("COMBO", {"options": ["fixed"]})))
+                found.append(
+                    ("control_after_generate", ("COMBO", {"options": ["fixed", "randomize"]}))
+                )
     return found
 
 
@@ -63,17 +75,33 @@ def test_the_old_upscaler_has_its_widgets_in_the_old_order(
     assert [name for name, _ in widgets(inputs)] == OLD_ORDER
 
 
-def test_values_of_an_old_workflow_fit_the_widgets_that_get_them(
-    inputs: dict[str, tuple[Any, ...]],
+@pytest.mark.parametrize("file", FILES)
+def test_the_public_workflows_open_with_all_values_in_their_places(
+    inputs: dict[str, tuple[Any, ...]], file: str
 ) -> None:
     """A widget would refuse, or silently bound, what is of another type or out of its range."""
-    types = {"INT": int, "FLOAT": float, "BOOLEAN": bool, "COMBO": str}
-    for (name, (kind, options, *_)), value in zip(widgets(inputs), SAVED, strict=True):
-        assert type(value) is types[kind], name
+    [node] = FILES[file]
+    assert node["type"] == "UltimateSDUpscaleDistributed"
+    values = node["widgets_values"]
+    assert len(values) == NUM_VALUES[file]
+    # A page writes 7.0 as 7; what is left out at the end keeps its default.
+    types = {"INT": {int}, "FLOAT": {float, int}, "BOOLEAN": {bool}, "COMBO": {str}}
+    told = widgets(inputs)[: len(values)]
+    for (name, (kind, options, *_)), value in zip(told, values, strict=True):
+        assert type(value) in types[kind], name
         if kind == "COMBO":
-            assert value in options["options"], name
+            assert value in (*options["options"], OF_RES4LYF.get(name)), name
         elif kind != "BOOLEAN":
             assert options["min"] <= value <= options["max"], name
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_links_of_the_public_workflows_end_at_our_inputs(
+    inputs: dict[str, tuple[Any, ...]], file: str
+) -> None:
+    [node] = FILES[file]
+    linked = {each["name"]: each["type"] for each in node["inputs"] if each["link"] is not None}
+    assert linked == {name: given[0] for name, given in inputs.items() if given[0] in SOCKETS}
 
 
 def test_a_workflow_from_before_the_last_widget_opens_with_its_default(

@@ -43,7 +43,7 @@ def test_no_more_are_open_than_fit_in_memory(
     """A segment of a video of 4K is 8 GB."""
     # ComfyUI's server itself is not needed here, and cannot be imported beside the tests.
     monkeypatch.setitem(sys.modules, "server", MagicMock())
-    from comfyfleet.extension.sheets import Stream
+    from comfyfleet.extension.spread.sheets import Stream
 
     finished: list[Any] = []
     stream = Stream((Sheet(num_bytes) for _ in range(9)), finished.append, max_open=6)

@@ -24,17 +24,18 @@ class Cancelled:
     done = False
 
     def __init__(self) -> None:
+        self.first_has_begun = threading.Event()
         self._asked = 0
 
     def next(self) -> Any:
         from comfy.model_management import InterruptProcessingException
 
-        from comfyfleet.extension.spread import Task
+        from comfyfleet.extension.spread.job import Task
 
         self._asked += 1
         if self._asked == 1:
             return Task(index=0, value=0, num_bytes=0)
-        time.sleep(0.2)  # the first has begun
+        assert self.first_has_begun.wait(60)
         raise InterruptProcessingException
 
     def take(self, index: int, value: Any) -> None: ...
@@ -53,7 +54,7 @@ class Squares:
         return len(self.found) == 3
 
     def next(self) -> Any:
-        from comfyfleet.extension.spread import Task
+        from comfyfleet.extension.spread.job import Task
 
         if self._given > len(self.found) or self._given == 3:
             return None  # one after the other
@@ -71,7 +72,7 @@ def test_a_fleet_that_cannot_start_costs_no_task(
 ) -> None:
     # ComfyUI's server itself is not needed here, and cannot be imported beside the tests.
     monkeypatch.setitem(sys.modules, "server", MagicMock())
-    from comfyfleet.extension.spread import Spread, Template
+    from comfyfleet.extension.spread.job import Spread, Template
 
     fleet: Future[Any] = Future()
     job = Squares(fleet)
@@ -89,7 +90,7 @@ def test_what_there_is_no_memory_for_waits_for_the_fleet(
     monkeypatch.setitem(sys.modules, "server", MagicMock())
     import torch
 
-    from comfyfleet.extension.spread import Spread, Template
+    from comfyfleet.extension.spread.job import Spread, Template
 
     fleet: Future[Any] = Future()
 
@@ -117,15 +118,17 @@ def test_a_cancel_that_the_feeder_hears_of_stops_what_is_computed_here(
     monkeypatch.setitem(sys.modules, "server", MagicMock())
     import comfy.model_management as management
 
-    from comfyfleet.extension.spread import Spread
+    from comfyfleet.extension.spread.job import Spread
+
+    job = Cancelled()
 
     def compute(value: Any) -> Any:
-        for _ in range(100):
+        job.first_has_begun.set()
+        for _ in range(6000):
             management.throw_exception_if_processing_interrupted()
-            time.sleep(0.02)
+            time.sleep(0.01)
+        raise AssertionError("nobody has stopped it")
 
-    begun = time.monotonic()
     with pytest.raises(management.InterruptProcessingException):
-        Spread(Cancelled(), compute).run()
-    assert time.monotonic() - begun < 1.5
+        Spread(job, compute).run()
     assert not management.processing_interrupted()

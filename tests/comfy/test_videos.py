@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 
@@ -47,3 +48,30 @@ def test_a_video_that_lies_is_read_as_it_is_shown(values: ModuleType, tmp_path: 
     for pixels_HWC in frames:
         assert pixels_HWC.shape == (64, 32, 3)
         assert pixels_HWC[:30].min() > 0.9 and pixels_HWC[34:].max() < 0.1
+
+
+def test_equal_frames_are_equal_files(
+    values: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import folder_paths
+    import torch
+    from comfy_api.latest import InputImpl, Types
+
+    from comfyfleet.comfy.videos import Reader, Writer
+
+    monkeypatch.setattr(folder_paths, "get_temp_directory", lambda: str(tmp_path))
+    time, row, column, color = torch.meshgrid(*map(torch.arange, (6, 128, 192, 3)), indexing="ij")
+    stripes = (3 * row + column * (color + 1) + 7 * time) % 256 // 2
+    noise = torch.randint(0, 20, stripes.shape, generator=torch.Generator().manual_seed(0))
+    images = (stripes + noise) / 255
+    components = Types.VideoComponents(images=images, audio=None, frame_rate=Fraction(10))
+
+    def written() -> bytes:
+        reader = Reader(InputImpl.VideoFromComponents(components))
+        writer = Writer(reader, 192, 128)
+        for frame in reader.frames():
+            writer.write(frame, frame.pixels_HWC)
+        writer.close()
+        return writer.path.read_bytes()
+
+    assert len({written() for _ in range(40)}) == 1

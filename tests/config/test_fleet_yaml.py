@@ -179,9 +179,12 @@ _TEXTS = st.one_of(st.text(), st.lists(_WORDS, max_size=8).map("\n".join))
 
 @example(text="[" * 5000)
 @example(text="a: " * 3000)
+@example(text="!!omap\n- :")
 @given(text=_TEXTS)
 @settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_any_text_is_a_config_or_an_input_error(text: str, tmp_path: Path) -> None:
     try:

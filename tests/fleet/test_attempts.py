@@ -70,9 +70,9 @@ def stopped(actor: UnitActor) -> list[Happening]:
     """What comes of a unit that is interrupted while it runs."""
     found: list[Happening] = []
     thread = run(actor, found)
-    assert actor._runner.begun.wait(10)  # type: ignore[attr-defined]
+    assert actor._runner.begun.wait(60)  # type: ignore[attr-defined]
     actor.interrupt(UNIT.id)
-    thread.join(10)
+    thread.join(60)
     return found
 
 
@@ -86,9 +86,9 @@ def test_an_interrupt_that_comes_as_the_unit_begins(actor: Watched) -> None:
     actor.meanwhile = asked.start
     found: list[Happening] = []
     thread = run(actor, found)
-    thread.join(10)
+    thread.join(60)
     assert found == [Failure(message="RuntimeError: stopped")]
-    asked.join(10)
+    asked.join(60)
 
 
 def test_an_interrupt_of_a_unit_that_runs(actor: Watched) -> None:

@@ -15,12 +15,12 @@ from aiohttp import web
 from comfyfleet.api import BASE
 from comfyfleet.api.guest import PIECE_BYTES, PROTOCOL
 from comfyfleet.client.digests import Digests
-from comfyfleet.client.link import Endpoint
-from comfyfleet.client.models import ModelFile, find_elsewhere
+from comfyfleet.client.models import ModelFile, Site, find_elsewhere
 from comfyfleet.comfy.intake import Incoming, Intake
 from comfyfleet.config import Remote
 from comfyfleet.errors import InputError
 from comfyfleet.fleet.copies import ENDED, Copies, Copy
+from comfyfleet.fleet.remote import site_of
 from tests.support import wait_until
 
 DATA = hashlib.shake_128(b"weights").digest(1000) * (PIECE_BYTES // 1000 + 500)
@@ -104,11 +104,11 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
     loop, ended = asyncio.new_event_loop(), asyncio.Event()
     thread = threading.Thread(target=loop.run_until_complete, args=(found.run(is_open, ended),))
     thread.start()
-    assert is_open.wait(10)
+    assert is_open.wait(60)
     yield found
     found.held = False
     loop.call_soon_threadsafe(ended.set)
-    thread.join(10)
+    thread.join(60)
     loop.close()
 
 
@@ -127,8 +127,12 @@ def model(tmp_path: Path) -> ModelFile:
     return ModelFile(folder="unet_gguf", name="sub/a model.gguf", path=path)
 
 
+def box(worker: Worker) -> Site:
+    return site_of(Remote(name="box", url=worker.url))
+
+
 def begin(copies: Copies, model: ModelFile, worker: Worker) -> Copy:
-    return copies.begin(model, Remote(name="box", url=worker.url))
+    return copies.begin(model, box(worker))
 
 
 def ended(copies: Copies, copy: Copy) -> Copy:
@@ -136,7 +140,7 @@ def ended(copies: Copies, copy: Copy) -> Copy:
         now = next(each for each in copies.shown() if each.id == copy.id)
         return now if now.state in ENDED else None
 
-    found: Copy = wait_until(look, "the copy", 30)
+    found: Copy = wait_until(look, "the copy")
     return found
 
 
@@ -155,7 +159,7 @@ def test_what_is_stopped_goes_on_from_there(
 ) -> None:
     worker.held = True
     first = begin(copies, model, worker)
-    wait_until(lambda: worker.came > PIECE_BYTES, "the second piece", 30)
+    wait_until(lambda: worker.came > PIECE_BYTES, "the second piece")
     assert begin(copies, model, worker).id == first.id, "it joins the first"
     stopped = copies.cancel(first.id)
     assert stopped is not None and stopped.state == "cancelled"
@@ -203,16 +207,15 @@ def test_one_that_refuses_or_lies(
 def test_a_file_that_goes_away(copies: Copies, model: ModelFile, worker: Worker) -> None:
     worker.held = True
     copy = begin(copies, model, worker)
-    wait_until(lambda: worker.came > PIECE_BYTES, "the second piece", 30)
+    wait_until(lambda: worker.came > PIECE_BYTES, "the second piece")
     model.path.write_bytes(b"")
     worker.answer, worker.held = {"start": 1, "state": "open"}, False
     assert "became shorter while it was copied" in ended(copies, copy).error
 
 
 def from_worker(copies: Copies, worker: Worker) -> Copy:
-    endpoint = Endpoint(url=worker.url)
-    found = asyncio.run(find_elsewhere(endpoint, "a.gguf", None))
-    return copies.begin(found, Remote(name="box", url=worker.url), "studio")
+    found = asyncio.run(find_elsewhere(box(worker), "a.gguf", None))
+    return copies.begin(found, box(worker), "studio")
 
 
 def test_a_model_of_another_worker_comes_piece_by_piece(copies: Copies, worker: Worker) -> None:
@@ -248,4 +251,4 @@ def test_a_model_that_is_not_to_be_found_there(
 ) -> None:
     worker.listed = listed
     with pytest.raises(InputError, match=said):
-        asyncio.run(find_elsewhere(Endpoint(url=worker.url), "a.gguf", None))
+        asyncio.run(find_elsewhere(box(worker), "a.gguf", None))

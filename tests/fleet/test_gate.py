@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,7 +147,8 @@ def test_a_foreign_page_is_refused(gate: Gate, who: Caller, access: Access) -> N
 @pytest.mark.parametrize(
     "host",
     ["evil.example", "evil.example:8188", "127.0.0.1.evil.example", "localhost.evil.example", "",
-     "[", "notlocalhost", "127.0.0.1x", "::1", "studio.example.evil"],
+     "[", "notlocalhost", "127.0.0.1x", "::1", "studio.example.evil", "evil.example@127.0.0.1",
+     "evil.example\\@127.0.0.1"],
 )  # fmt: skip
 def test_a_name_that_somebody_gave_to_our_address_is_refused(gate: Gate, host: str) -> None:
     """DNS rebinding: the browser takes the attacker's page for ours."""
@@ -177,6 +179,9 @@ def test_what_is_the_owners_works_from_a_page_on_this_machine_alone(gate: Gate) 
         caller(LAN, "192.168.1.5", **page),
         caller("studio.example", **page),
         caller(X_Forwarded_For="203.0.113.9", **page),
+        caller(Via="1.1 proxy", **page),
+        caller(X_Forwarded_Proto="https", **page),
+        replace(caller(**page), version=(1, 0)),  # as nginx asks what is behind it
     ):
         assert refused(gate, who, Access.OWNER) == 403
 

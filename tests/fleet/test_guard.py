@@ -13,12 +13,12 @@ import pytest
 
 from comfyfleet.fleet import guard
 
-SLEEPER = "import time; time.sleep(60)"
+SLEEPER = "import time; time.sleep(600)"
 #: Starts a further process out of its own group, names it, and stays.
 PARENT = (
     "import subprocess, sys, time; "
     f"child = subprocess.Popen([sys.executable, '-c', {SLEEPER!r}], start_new_session=True); "
-    "print(child.pid, flush=True); time.sleep(60)"
+    "print(child.pid, flush=True); time.sleep(600)"
 )
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -58,7 +58,7 @@ def run_guard(session: Path) -> None:
     """Run the guard as its owner does, with an owner that has just ended."""
     command = [sys.executable, guard.__file__, str(session)]
     answer = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
     )
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
 
@@ -66,7 +66,7 @@ def run_guard(session: Path) -> None:
 def test_marked_processes_are_killed_and_the_folder_removed(session: Path, start: Start) -> None:
     marked = [start(session), start(session)]
     run_guard(session)
-    assert [process.wait(10) for process in marked] == [-9, -9]
+    assert [process.wait(60) for process in marked] == [-9, -9]
     assert not session.exists() and session.parent.exists()
 
 
@@ -75,8 +75,8 @@ def test_children_go_too_although_they_left_the_group(session: Path, start: Star
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
     run_guard(session)
-    assert parent.wait(10) == -9
-    psutil.wait_procs([child], timeout=10)
+    assert parent.wait(60) == -9
+    psutil.wait_procs([child], timeout=60)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
@@ -86,7 +86,7 @@ def test_all_others_stay(session: Path, start: Start, tmp_path: Path) -> None:
     strangers = [start(other), start(session / "cpu-0"), start(None)]
     marked = start(session)
     run_guard(session)
-    assert marked.wait(10) == -9
+    assert marked.wait(60) == -9
     assert [process.poll() for process in strangers] == [None] * 3
     assert other.is_dir()
 
@@ -112,5 +112,5 @@ def test_it_waits_for_the_owners_end(session: Path, start: Start) -> None:
             process.wait(0.5)
         assert marked.poll() is None and session.exists()
         process.stdin.close()
-        assert process.wait(20) == 0
-    assert marked.wait(10) == -9 and not session.exists()
+        assert process.wait(60) == 0
+    assert marked.wait(60) == -9 and not session.exists()

@@ -252,6 +252,19 @@ def test_a_failure_is_told_with_its_time_until_the_next_success(bed: Bed) -> Non
     assert (bed.worker("a").failures_in_row, bed.worker("a").units_failed) == (0, 1)
 
 
+def test_what_a_worker_lacks_for_each_unit_is_logged_once(
+    bed: Bed, caplog: pytest.LogCaptureFixture
+) -> None:
+    bed.handle(WorkerPaused(worker_id="b"))
+    units = [unit(0), unit(1)]
+    bed.submit(*units)
+    for held in units:
+        assert bed.dispatch.find_unit_on("a") == held
+        bed.fail("a", held, "it lacks a model")
+    assert bed.worker("a").units_failed == 2
+    assert len([each for each in caplog.records if "lacks a model" in each.getMessage()]) == 1
+
+
 def test_a_run_that_fails_says_why(bed: Bed) -> None:
     bed.submit(unit(secret=TOKEN))
     bed.fail("a", unit())

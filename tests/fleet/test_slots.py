@@ -32,10 +32,17 @@ def look():
     specs, notes = places.look()
     return [spec.id for spec in specs], [note.split()[0] for note in notes]
 
+def left_out():
+    return [note.split()[0] for note in places.notes]
+
 assert look() == (["a-cpu0"], ["b", "c"])
 assert look() == ([], []), "what is known already is not said again"
+assert left_out() == ["b", "c"], "but it holds"
 assert look() == (["b-cpu0"], [])
 assert look() == ([], [])
+assert left_out() == ["c"]
+answers.pop("c")
+assert look() == ([], []) and left_out() == [], "it has left the cluster"
 """
 
 

@@ -9,13 +9,15 @@ import subprocess
 import sys
 
 ACTORS = """
-import asyncio, time
+import asyncio, threading, time
 from unittest.mock import MagicMock
 from comfyfleet.fleet import actors
 from comfyfleet.work import Packed, Unit
 
+storing, go_on = threading.Event(), threading.Event()
 def put(packed):
-    time.sleep(0.1)
+    storing.set()
+    assert go_on.wait(60)
     return packed
 
 actors.ray.put = put
@@ -26,8 +28,9 @@ LET_GO = """
 async def main():
     fleet = actors.Actors([])
     waiting = asyncio.ensure_future(fleet._store(unit))
-    await asyncio.sleep(0)
+    await asyncio.to_thread(storing.wait, 60)
     fleet.let_go(unit)
+    go_on.set()
     found = await waiting
     assert [each.skeleton for each in found.values()] == [1, 2], found
 
@@ -60,8 +63,9 @@ async def main():
     worker = fleet._handles["w"] = MagicMock()
     attempt = fleet.run("w", unit)
     coming = asyncio.ensure_future(attempt.__anext__())
-    await asyncio.sleep(0.01)
+    await asyncio.to_thread(storing.wait, 60)
     await fleet.interrupt("w", unit.id)
+    go_on.set()
     failure = await coming
     assert failure.message == "interrupted before it began", failure
     worker.interrupt.options.assert_not_called()  # a later attempt there is not meant

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from comfyfleet.client import files
+from comfyfleet.client.inventory import Need
 from comfyfleet.errors import InputError, Unfit
 from comfyfleet.fleet import supplies
 from comfyfleet.work import Failure
@@ -22,7 +24,7 @@ class Node:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
-        self.lacking: list[str] = []
+        self.lacking: list[Need] = []
         self.calls: list[str] = []
         self.full = False
 
@@ -44,7 +46,7 @@ class Node:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(supplies, "_PIECE_BYTES", PIECE)
+    monkeypatch.setattr(files, "PIECE_BYTES", PIECE)
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a b.PNG").write_bytes(b"picture" * PIECE)
     (tmp_path / "empty.png").write_bytes(b"")
@@ -58,6 +60,12 @@ def send(
     prompt = {"1": {"class_type": "LoadAll", "inputs": inputs}}
     found = supplies.Supplies({"input": folder}).send("pc-gpu0", prompt, node, wanted)
     return dict(asyncio.run(found))
+
+
+def test_a_long_text_is_no_file(folder: Path) -> None:
+    """Longer than a name of a file can be, so that looking for it is an error of its own."""
+    text = "a masterpiece " * 40
+    assert send(folder, Node(), lambda: True, text)["1"]["inputs"]["images"] == [text]
 
 
 def test_files_go_in_pieces_under_the_names_of_their_content(folder: Path) -> None:
@@ -79,8 +87,10 @@ def test_what_is_there_is_not_sent_again(folder: Path) -> None:
 
 def test_nothing_is_sent_to_a_node_that_lacks_something(folder: Path) -> None:
     node = Node()
-    node.lacking = ["node class Odd", "'x.safetensors' for VAELoader.vae_name"]
-    with pytest.raises(Unfit, match="pc-gpu0 lacks node class Odd; "):
+    node.lacking = [Need("Odd"), Need("x.safetensors", "VAELoader.vae_name")]
+    with pytest.raises(
+        Unfit, match=r"pc-gpu0 lacks node class Odd; .*: install the packs .* and put "
+    ):
         send(folder, node)
     assert node.calls == ["fitted"]
 

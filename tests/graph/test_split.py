@@ -15,7 +15,7 @@ from comfyfleet.graph import (
     stand_in,
     vary,
 )
-from comfyfleet.graph.split import MAX_CHOSEN_SIZE
+from comfyfleet.graph.split import MAX_CHOSEN_SIZE, PARTS_PER_DEVICE
 from tests.graph.prompts import node
 
 
@@ -27,8 +27,12 @@ def test_slices_are_the_whole_in_order(total: int, size: int, devices: int) -> N
     if size:
         assert max(lengths) <= size and all(each == size for each in lengths[:-1])
     elif devices > 1:
-        assert max(lengths) <= MAX_CHOSEN_SIZE and max(lengths) - min(lengths) <= 1
-        assert len(bounds) >= min(max(1, total), 4 * devices)
+        assert max(lengths) <= MAX_CHOSEN_SIZE and lengths == sorted(lengths, reverse=True)
+        # Nobody waits for more than one item: the last for all devices have no more.
+        assert max(lengths[1 - PARTS_PER_DEVICE * devices :]) <= 1
+        assert lengths[0] <= max(1, -(-total // (PARTS_PER_DEVICE * devices)))
+    else:
+        assert lengths == [total]
 
 
 @given(st.integers(1, 500), st.data())

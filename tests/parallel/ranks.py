@@ -13,6 +13,8 @@ from comfyfleet.parallel.comm import Place, World
 
 T = TypeVar("T")
 MAX_RANKS = 4
+#: Of one operation; a rank that is lost is noticed long before.
+TIMEOUT_S = 120
 
 
 class Ranks:
@@ -24,7 +26,9 @@ class Ranks:
 
     def run(self, num_ranks: int, work: Callable[[World], T]) -> list[T]:
         """Call ``work`` on every rank at once; what each returned, or the first error."""
-        worlds = self._worlds.setdefault(num_ranks, _make_worlds(num_ranks))
+        if num_ranks not in self._worlds:
+            self._worlds[num_ranks] = _make_worlds(num_ranks)
+        worlds = self._worlds[num_ranks]
 
         def do(world: World) -> T:
             try:
@@ -53,7 +57,7 @@ class Ranks:
 def _make_worlds(num_ranks: int) -> list[World]:
     store = HashStore()
     places = [
-        Place(rank=rank, size=num_ranks, device=torch.device("cpu"), timeout_s=30)
+        Place(rank=rank, size=num_ranks, device=torch.device("cpu"), timeout_s=TIMEOUT_S)
         for rank in range(num_ranks)
     ]
     return [World(store, place) for place in places]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._C._distributed_c10d import _dump_fr_trace_json
-from torch.distributed import HashStore
+from torch.distributed import HashStore, Store
 
 from comfyfleet.errors import LinkLost
 from comfyfleet.parallel import comm
@@ -176,13 +177,11 @@ def wait_in_a_ring(world: World) -> None:
 WAITS = {"all_to_all": wait_for_all, "receive": wait_for_a_message, "finish": wait_in_a_ring}
 
 
-def connected(*groups: tuple[int, ...], timeout_s: float = 60) -> list[World]:
+def connected(*groups: tuple[int, ...]) -> list[World]:
     """A world whose groups are connected, and whose end harms no other test."""
     store, device = HashStore(), torch.device("cpu")
     size = 1 + max(rank for group in groups for rank in group)
-    places = [
-        Place(rank=rank, size=size, device=device, timeout_s=timeout_s) for rank in range(size)
-    ]
+    places = [Place(rank=rank, size=size, device=device, timeout_s=600) for rank in range(size)]
     worlds = [World(store, place) for place in places]
     with ThreadPoolExecutor(size) as pool:
         for group in groups:
@@ -207,7 +206,7 @@ def test_a_world_that_closes_is_noticed_at_once(worlds: list[World], name: str):
         state = waiting_state(worlds[1], name)
         worlds[0].close()
         with pytest.raises(LinkLost, match="rank 1 lost the others"):
-            waiting.result(timeout=30)
+            waiting.result(timeout=60)
     assert state.startswith("rank 1 has done 3 operations; it is in:\n")
     assert WAITS[name].__name__ in state and "(idle)" not in state
 
@@ -220,7 +219,7 @@ def test_it_is_noticed_though_the_other_still_holds_an_exchange(worlds: list[Wor
         waiting_state(worlds[1], "all_to_all")
         worlds[0].close()
         with pytest.raises(LinkLost, match="rank 1 lost the others"):
-            waiting.result(timeout=30)
+            waiting.result(timeout=60)
     with pytest.raises(LinkLost, match="rank 0 has left its gang"):
         finish()
 
@@ -236,7 +235,7 @@ def test_it_is_noticed_though_the_other_still_holds_a_lost_exchange():
             finish()
         worlds[1].close()
         with pytest.raises(LinkLost, match="rank 2 lost the others"):
-            waiting.result(timeout=30)
+            waiting.result(timeout=60)
     assert held.tb is not None
 
 
@@ -284,10 +283,38 @@ def test_a_rank_that_leaves_before_it_comes_is_lost_at_once(told: bool):
         waiting_state(staying, "_connect")
         leaving.close() if told else died.set()
         with pytest.raises(LinkLost, match="rank 0 lost the others: one of them has left"):
-            waiting.result(timeout=5)
+            waiting.result(timeout=60)
+
+
+def test_nobody_goes_before_all_are_connected(monkeypatch: pytest.MonkeyPatch):
+    """Who is refused in a forward's first layer leaves at once; others would wait for it."""
+    events: list[str] = []
+    first_made, first_done = threading.Event(), threading.Event()
+
+    def make(store: Store, rank: int, size: int, timeout: timedelta, place: Place) -> None:
+        if rank == 0:
+            first_made.set()
+        else:
+            first_made.wait(60)
+            first_done.wait(0.2)  # it would be set at once
+            events.append("the second is connected")
+
+    def come(world: World) -> None:
+        world.group((0, 1))
+        if world.place.rank == 0:
+            events.append("the first can go")
+            first_done.set()
+
+    monkeypatch.setitem(comm._PROCESS_GROUPS, "gloo", make)
+    store = HashStore()
+    places = [Place(rank=rank, size=2, device=torch.device("cpu")) for rank in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(come, [World(store, place) for place in places]))
+    assert events == ["the second is connected", "the first can go"]
 
 
 def test_a_rank_that_is_late_is_lost():
-    worlds = connected((0, 1), timeout_s=0.05)
+    worlds = connected((0, 1))
+    worlds[1].group((0, 1))._pg._set_default_timeout(timedelta(seconds=0.05))
     with pytest.raises(LinkLost, match="rank 1 lost the others"):
         wait_for_all(worlds[1])

@@ -30,7 +30,7 @@ TICKET = Ticket(gang="gang-0123456789ab", name="worker 1", shape=(1, 16, 5, 8, 8
 @pytest.fixture
 def store(tmp_path: Path) -> FileStore:
     found = FileStore(str(tmp_path / "gang"), -1)
-    found.set_timeout(timedelta(seconds=30))
+    found.set_timeout(timedelta(seconds=60))
     return found
 
 
@@ -102,4 +102,4 @@ def test_a_follower_waits_for_the_leader_s_word(tmp_path: Path, store: FileStore
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(take_place, store, "a", CPU)
         call_up(FileStore(str(tmp_path / "gang"), -1), ["a"], "gloo")
-        assert waiting.result(timeout=30) == Place(rank=1, size=2, device=CPU)
+        assert waiting.result(timeout=60) == Place(rank=1, size=2, device=CPU)

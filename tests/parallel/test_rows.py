@@ -75,7 +75,10 @@ def test_all_layers_together(ranks: Ranks, num_ranks: int, height: int):
     assert_close(by_rows(ranks, model, x, (1.0,) * num_ranks), expected)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     kernel=st.integers(1, 5),
     stride=st.integers(1, 3),

@@ -11,7 +11,7 @@ import torch
 
 from comfyfleet.parallel.turns import Turns
 
-TIMEOUT_S = 30
+TIMEOUT_S = 60
 
 
 class Log:

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import torch
 
+from comfyfleet.fleet import loans
 from comfyfleet.fleet.registry import FleetRecord, read_records
 from tests.parallel_bed import PACK
 from tests.parallel_bed.events import Event, Recording, latent, record
@@ -52,6 +53,8 @@ class Outcome:
         return self.recording.texts
 
 
+#: Seconds of silence that only a hang reaches.
+_LONG_S = 120.0
 _SAMPLING = re.compile(r"Last sampling: (.*); devices: ")
 
 
@@ -64,6 +67,7 @@ class Bed:
         self.order = base / "order.json"
         self._known: dict[str, Recording] = {}
         self.master = Master(comfyui, base, workers=workers, packs={"parallel_bed": PACK})
+        self._bear_silence(_LONG_S)
 
     def close(self) -> None:
         self.master.close()
@@ -152,6 +156,18 @@ class Bed:
         return {info.id: self.log_of(info.id).count(LOADED) for info in self.fleet().workers}
 
     # Faults.
+
+    @contextmanager
+    def impatient(self) -> Iterator[None]:
+        """Silent followers are given up as soon as for users; else a busy machine would do it."""
+        self._bear_silence(loans._PATIENCE_S)
+        try:
+            yield
+        finally:
+            self._bear_silence(_LONG_S)
+
+    def _bear_silence(self, seconds: float) -> None:
+        self.master.post("/test/patience", {"seconds": seconds})
 
     @property
     def trap(self) -> Patch:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.support import Master, wait_until
 
 PACK = Path(__file__).parent / "pack"
+
+#: What the owner was promised of a cancel: from his word to the last node that stops.
+LIMIT_S = 1.0
+#: A machine that stands still for a moment makes one cancel slow; one that is slow is so each time.
+_TRIES = 5
 
 Prompt = dict[str, dict[str, Any]]
 
@@ -42,14 +47,39 @@ class Gates:
         """Nobody has come to the gate so far."""
         (self._folder / f"{name}.reached").unlink(missing_ok=True)
 
+    def begin_anew(self) -> None:
+        """All gates are closed, and nobody has ever been there."""
+        for note in self._folder.iterdir():
+            note.unlink()
+
     def who(self, name: str) -> str:
         """Who has come to the gate; empty if nobody has."""
         path = self._folder / f"{name}.reached"
         return path.read_text() if path.exists() else ""
 
+    def left(self, *names: str) -> list[float]:
+        """When who stood at each of these gates was interrupted, once all were; by time.monotonic.
+
+        Whoever asks measures what a cancel takes, and not how often a test looks.
+        """
+        notes = [self._folder / f"{name}.left" for name in names]
+        wait_until(lambda: all(n.exists() and n.read_text() for n in notes), "interrupts")
+        return [float(note.read_text()) for note in notes]
+
     def wait(self, *names: str) -> list[str]:
         """Wait until somebody stands at each of these gates; who."""
-        return [wait_until(lambda at=name: self.who(at), f"gate {name}", 60) for name in names]
+        return [wait_until(lambda at=name: self.who(at), f"gate {name}") for name in names]
+
+
+def assert_in_time(cancel: Callable[[], float]) -> None:
+    """``cancel`` takes no longer than was promised; it returns the seconds, and may be repeated.
+
+    A machine that stood still makes one late; then those in time must outnumber the late ones.
+    """
+    took: list[float] = []
+    while 2 * sum(seconds < LIMIT_S for seconds in took) <= len(took):
+        assert len(took) < _TRIES, took
+        took.append(cancel())
 
 
 def picture(color: int, size: int = 64) -> Prompt:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,10 @@ from comfyfleet.work import Result, Unit
 from tests.queue_bed.bed import PACK
 from tests.support import Master, free_port
 
+#: Where a ComfyUI of another version lies that is to be the plain one, and its Python.
+OTHER_PATH, OTHER_PYTHON = "COMFYUI_ELSEWHERE_PATH", "COMFYUI_ELSEWHERE_PYTHON"
+#: For a node of a cluster: its clock is an hour late.
+LATE = {"PYTHONPATH": f"{Path(__file__).with_name('late')}{os.pathsep}{python_path()}"}
 #: A plain ComfyUI that nobody touched, and one with this extension.
 KINDS = ("plain", "extension")
 Prompt = dict[str, dict[str, Any]]
@@ -31,15 +37,19 @@ Prompt = dict[str, dict[str, Any]]
 @contextmanager
 def comfyuis_elsewhere(comfyui: Path, folder: Path) -> Iterator[dict[str, Master]]:
     """One of each kind, which know nothing of any fleet."""
-    running = {
-        kind: Master(
-            comfyui, folder / kind, workers="0", packs={"queue_bed": PACK}, plain=kind == "plain"
-        )
-        for kind in KINDS
-    }
-    yield running
-    for each in running.values():
-        each.close()
+    packs = {"queue_bed": PACK}
+    other = Path(os.environ.get(OTHER_PATH) or comfyui)
+    python = os.environ.get(OTHER_PYTHON) or sys.executable
+    with ExitStack() as stack:
+
+        def begun(where: Path, name: str, **how: Any) -> Master:
+            made = Master(where, folder / name, workers="0", packs=packs, **how)
+            return stack.enter_context(closing(made))
+
+        yield {
+            "plain": begun(other, "plain", plain=True, python=python),
+            "extension": begun(comfyui, "extension"),
+        }
 
 
 @contextmanager
@@ -64,34 +74,56 @@ def line_to(master: Master, folder: Path) -> Iterator[Remote]:
         await there.close()
         loop.call_soon(loop.stop)
 
-    server, here, there = asyncio.run_coroutine_threadsafe(begin(), loop).result(10)
+    server, here, there = asyncio.run_coroutine_threadsafe(begin(), loop).result(60)
     try:
         yield replace(remote("box", master), url="http://joined", socket=path)
     finally:
-        asyncio.run_coroutine_threadsafe(end(), loop).result(10)
-        thread.join(10)
+        asyncio.run_coroutine_threadsafe(end(), loop).result(60)
+        thread.join(60)
         loop.close()
 
 
 @contextmanager
-def cluster_of_one(comfyui: Path) -> Iterator[Cluster]:
-    """A head on this machine's loopback, which offers its CPU to one worker."""
-    token, port = secrets.token_hex(32), free_port()
+def cluster_of_one(comfyui: Path, *, cpu_slots: int = 1, **environment: str) -> Iterator[Cluster]:
+    """A head on this machine's loopback, which offers its CPU to so many workers."""
+    cluster = Cluster(host="127.0.0.1", port=free_port(), token=secrets.token_hex(32))
+    with _node(cluster, "127.0.0.1", comfyui, head=None, cpu_slots=cpu_slots, **environment):
+        yield cluster
+
+
+@contextmanager
+def node_of(cluster: Cluster, address: str, comfyui: Path) -> Iterator[None]:
+    """A further node, at another address of loopback."""
+    with _node(cluster, address, comfyui, head=cluster.address):
+        yield
+
+
+@contextmanager
+def _node(
+    cluster: Cluster,
+    address: str,
+    comfyui: Path,
+    *,
+    head: str | None,
+    cpu_slots: int = 1,
+    **environment: str,
+) -> Iterator[None]:
+    usual = {"PYTHONPATH": python_path(), "COMFYUI_PATH": str(comfyui)}
     with closing(Session()) as session:
         plan = NodePlan(
             folder=session.folder,
-            token_file=session.write_token(token),
-            head=None,
-            port=port,
-            address="127.0.0.1",
-            cpu_slots=1,
+            token_file=session.write_token(cluster.token),
+            head=head,
+            port=cluster.port,
+            address=address,
+            cpu_slots=cpu_slots,
             object_store_bytes=1 << 28,
-            environment={"PYTHONPATH": python_path(), "COMFYUI_PATH": str(comfyui)},
+            environment={**usual, **environment},
         )
         node = RayNode(plan)
         try:
             node.wait_until_up()
-            yield Cluster(host="127.0.0.1", port=port, token=token)
+            yield
         finally:
             node.end()
 

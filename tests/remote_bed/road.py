@@ -10,12 +10,13 @@ from contextlib import contextmanager, suppress
 
 
 class Road:
-    """Passes on what comes, and counts what goes to the ComfyUI."""
+    """Passes on what comes, and counts what goes to the ComfyUI and what comes home."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self.url = ""
         self.sent = 0
+        self.came = 0
         #: After so many bytes the connection is broken once, or nothing goes on.
         self.cut_at = math.inf
         self.hold_at = math.inf
@@ -57,6 +58,7 @@ class Road:
     async def _home(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             while data := await reader.read(1 << 16):
+                self.came += len(data)
                 writer.write(data)
                 await writer.drain()
 
@@ -68,12 +70,12 @@ def road_to(port: int) -> Iterator[Road]:
     task = loop.create_task(road.run(is_open))
     thread = threading.Thread(target=_run, args=(loop, task))
     thread.start()
-    assert is_open.wait(10)
+    assert is_open.wait(60)
     try:
         yield road
     finally:
         loop.call_soon_threadsafe(task.cancel)
-        thread.join(10)
+        thread.join(60)
 
 
 def _run(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:

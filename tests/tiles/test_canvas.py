@@ -180,15 +180,16 @@ def test_a_tile_of_another_size_is_refused(wrong):
 
 def test_a_tile_costs_the_same_in_a_larger_picture():
     def seconds(side):
+        """Of this thread's own work: others may have the machine for the rest."""
         layout = Layout(tile_width=128, tile_height=128)
         canvas = Canvas(torch.full((1, side, side, 3), 0.5), layout, progressive=True)
         best = 9.0
         for _ in range(8):
             number = canvas.begin()
             crops = canvas.crops(number)
-            began = time.perf_counter()
+            began = time.thread_time()
             canvas.put(number, crops)
-            best = min(best, time.perf_counter() - began)
+            best = min(best, time.thread_time() - began)
         return best
 
     # Against each other: a cost that grew with the picture would be 16 times as much.

@@ -25,7 +25,13 @@ class Bed:
     """One ComfyUI, and a folder for orders and results."""
 
     def __init__(
-        self, comfyui: Path, folder: Path, workers: str, models: Path | None = None
+        self,
+        comfyui: Path,
+        folder: Path,
+        workers: str,
+        models: Path | None = None,
+        *,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder / "orders"
         self.folder.mkdir(parents=True)
@@ -33,7 +39,9 @@ class Bed:
         if models is not None:
             (folder / "comfyui").mkdir()
             (folder / "comfyui" / "models").symlink_to(models)
-        self.master = Master(comfyui, folder / "comfyui", workers=workers, packs={"bed": PACK})
+        self.master = Master(
+            comfyui, folder / "comfyui", workers=workers, packs={"bed": PACK}, settings=settings
+        )
 
     def ready(self) -> None:
         """Wait until all workers are there."""
@@ -54,7 +62,7 @@ class Bed:
         """The prompt with this bed's folder."""
         return {
             node_id: {**node, "inputs": {**node["inputs"], "folder": str(self.folder)}}
-            if node["class_type"] == "TestWatched"
+            if node["class_type"].startswith("TestWatched")
             else node
             for node_id, node in prompt.items()
         }
@@ -64,6 +72,20 @@ class Bed:
 
     def withdraw(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def meeting(self, *names: str) -> Iterator[None]:
+        """Each of these takes part in what is sampled meanwhile, whoever is faster."""
+        self.order("meet", "\n".join(names))
+        try:
+            yield
+        finally:
+            self.withdraw("meet")
+
+    def meet(self, name: str) -> None:
+        """This is there, for those who wait for it."""
+        with (self.folder / "samplings").open("a") as file:
+            file.write(f"{name}\n")
 
     def forget(self) -> None:
         (self.folder / "samplings").unlink(missing_ok=True)
@@ -133,3 +155,39 @@ def demo(**upscale: Any) -> Prompt:
 
 def text(prompt: str, clip: Sequence[Any] = ("2", 1)) -> dict[str, Any]:
     return {"class_type": "CLIPTextEncode", "inputs": {"text": prompt, "clip": list(clip)}}
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def picture(count: int = 1, width: int = 203, height: int = 150, channels: int = 3) -> Prompt:
+    size = {"width": width, "height": height, "count": count, "channels": channels}
+    return {"1": node("TestPicture", **size)}
+
+
+def film(count: int, *, sound: bool = True, **size: int) -> Prompt:
+    """A video in memory, of 10 frames a second."""
+    prompt = picture(count, **size)
+    prompt["20"] = node("TestTone", seconds=count / 10)
+    audio = {"audio": ["20", 0]} if sound else {}
+    prompt["21"] = node("CreateVideo", images=["1", 0], fps=10.0, **audio)
+    return prompt
+
+
+def by_model(link: list[Any], **inputs: Any) -> Prompt:
+    """A video upscaled by the tiny model: node 23."""
+    upscaled = node(
+        "FleetModelUpscaleVideo", upscale_model=["22", 0], video=link, tile=64, **inputs
+    )
+    model = node("UpscaleModelLoader", model_name="tiny_esrgan.safetensors")
+    return {"22": model, "23": upscaled}
+
+
+def redrawn(video: Prompt, **inputs: Any) -> Prompt:
+    """A video redrawn by the demo model: node 6."""
+    prompt = demo(**inputs) | video
+    del prompt["6"]["inputs"]["image"]
+    prompt["6"]["inputs"]["video"] = ["21", 0]
+    prompt["6"]["class_type"] = "FleetUpscaleVideo"
+    return prompt

@@ -44,8 +44,9 @@ class Fleet:
         self.now = self.now if at is None else at
         return self.dispatch.handle(event, self.now)
 
-    def join(self, worker, only_run=None, at=None, lane=None):
-        return self.handle(WorkerJoined(worker_id=worker, only_run=only_run, lane=lane), at)
+    def join(self, worker, only_run=None, at=None, lane=None, pause=""):
+        joined = WorkerJoined(worker_id=worker, only_run=only_run, lane=lane, pause=pause)
+        return self.handle(joined, at)
 
     def lose(self, worker, at=None, returns=False):
         return self.handle(WorkerLost(worker_id=worker, reason="killed", returns=returns), at)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from comfyfleet.work import FinishRun, Heal, Quarantine, Start, WorkerPaused
+from comfyfleet.work import FinishRun, Heal, Quarantine, Start, WorkerJoined, WorkerPaused
 from tests.work.fleet import (
     Fleet,
     deliver,
@@ -68,6 +68,26 @@ def test_a_worker_that_was_paused_is_so_when_it_joins_again(returns):
     fleet.resume("a")
     fleet.join("a")
     assert fleet.state("a") == "idle"
+
+
+def test_a_worker_that_joins_paused_is_waited_for_and_takes_nothing_before_it_is_resumed():
+    fleet = Fleet("a")
+    u = make_units(1)
+    fleet.submit(*u)
+    assert fleet.join("late", pause="at work") == []
+    assert (fleet.state("late"), fleet.dispatch.reason_of("late")) == ("paused", "at work")
+    assert fleet.fail("a", u[0]) == []
+    assert fleet.resume("late") == [start("late", u[0])]
+
+
+def test_the_owners_own_process_may_leave_and_come_again_as_often_as_he_likes():
+    """Sharing of the queue is switched on and off: nobody has failed."""
+    fleet = Fleet("a", max_worker_failures=1)
+    for _ in range(2):
+        own = WorkerJoined(worker_id="own", lane="queue", trusted=True, pause="at work")
+        assert fleet.handle(own) == []
+        assert (fleet.resume("own"), fleet.state("own")) == ([], "idle")
+        assert fleet.lose("own") == []
 
 
 def test_nobody_waits_for_a_fast_worker_that_is_paused():

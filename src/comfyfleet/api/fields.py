@@ -77,6 +77,8 @@ class Field:
         return bool(self.low <= value <= self.high)
 
     def _allows_text(self, text: str) -> bool:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # JSON has halves of letters
+            return False
         if self.choices:
             return text in self.choices
         return self.pattern is None or re.search(self.pattern.replace("$", r"\Z"), text) is not None

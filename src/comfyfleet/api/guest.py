@@ -6,7 +6,7 @@ from comfyfleet.api.fields import Field, named
 from comfyfleet.api.route import JSON, Access, Route
 
 #: What a fleet and its workers understand alike; another number is another language.
-PROTOCOL = 1
+PROTOCOL = 2
 #: Values travel in pieces of so many bytes at most: what is repeated after a break.
 PIECE_BYTES = 8 << 20
 
@@ -31,6 +31,14 @@ def _count(name: str, what: str, high: int = _MAX_SIZE) -> Field:
 
 
 _SIZE = _count("size", "how many bytes the whole value has")
+_START = _count("start", "where these bytes begin")
+_INPUT = Field(
+    name="name",
+    required=True,
+    pattern=r"^[0-9a-f]{40}(\.[a-z0-9_-]{1,16})?$",
+    rule="40 hex digits of a SHA-256, and a suffix",
+    help="the first 40 hex digits of the file's SHA-256, with its suffix",
+)
 
 HELLO = Route(
     method="GET",
@@ -55,7 +63,27 @@ BLOB_ADD = Route(
     summary="The next bytes of a value.",
     answer="Here",
     path_fields=(_BLOB,),
-    query=(_SIZE, _count("start", "where these bytes begin")),
+    query=(_SIZE, _START),
+    reads=_BYTES,
+    max_bytes=PIECE_BYTES,
+)
+INPUT_START = Route(
+    method="GET",
+    path="/guest/inputs/{name}",
+    access=Access.TOKEN,
+    summary="How many bytes of an input file are here?",
+    answer="Here",
+    path_fields=(_INPUT,),
+    query=(_SIZE,),
+)
+INPUT_ADD = Route(
+    method="PUT",
+    path="/guest/inputs/{name}",
+    access=Access.TOKEN,
+    summary="The next bytes of an input file. Bytes that are not the next ones change nothing.",
+    answer="Here",
+    path_fields=(_INPUT,),
+    query=(_SIZE, _START),
     reads=_BYTES,
     max_bytes=PIECE_BYTES,
 )
@@ -105,4 +133,6 @@ PIECE = Route(
     gives=_BYTES,
 )
 
-GUEST_ROUTES = (HELLO, BLOB_START, BLOB_ADD, HOLD, MANIFEST, FORGET, PIECE)
+GUEST_ROUTES = (
+    HELLO, BLOB_START, BLOB_ADD, INPUT_START, INPUT_ADD, HOLD, MANIFEST, FORGET, PIECE,
+)  # fmt: skip

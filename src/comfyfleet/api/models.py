@@ -112,11 +112,11 @@ COPY = Route(
     method="POST",
     path="/models/copy",
     access=Access.OWNER,
-    summary="Copy a model to a worker on the network; or join such a copy.",
+    summary="Copy a model to a worker elsewhere; or join such a copy.",
     answer="Copy",
     body=(
         _FILE,
-        named("a worker on the network", "worker"),
+        named("a worker elsewhere", "worker"),
         Field(
             name="folder",
             pattern=_FOLDER.pattern,
@@ -127,7 +127,7 @@ COPY = Route(
             name="source",
             pattern=_FOLDER.pattern,
             rule=_FOLDER.rule,
-            help="the worker on the network that has it; without one, this machine",
+            help="the worker elsewhere that has it; without one, this machine",
         ),
     ),
     errors=((404, "there is no such model, or no such worker"),),

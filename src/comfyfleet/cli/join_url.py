@@ -16,6 +16,7 @@ from comfyfleet.cli.master import TOKEN, is_loopback, own_comfyui, read_token
 from comfyfleet.cli.pair import own_name, paired_file
 from comfyfleet.cli.show import console
 from comfyfleet.client.dial import serve
+from comfyfleet.client.guest import BASE
 from comfyfleet.client.link import Endpoint, Link
 from comfyfleet.errors import InputError
 from comfyfleet.fleet.proxy import Listening, Proxy
@@ -50,8 +51,11 @@ async def _serve(there: Endpoint, name: str, url: str, folder: Path | None) -> N
     link = Link(Endpoint(url=url), patience_s=10.0)
     try:
         await link.ask("GET", "/system_stats")
+        status, _ = await link.ask("GET", f"{BASE}/hello")
     finally:
         await link.close()
+    if folder is None and status == 401:  # without a door the master would count as its owner
+        raise InputError(f"{url} has ComfyFleet, and another user's: join as the user who runs it.")
     console.print(f"offering {url} to {there.url}; Ctrl-C ends it", soft_wrap=True)
     async with _door(url, folder, there.url, name) as own:
         await serve(there, name, own, lambda text: console.print(text, soft_wrap=True))

@@ -131,7 +131,8 @@ def own_comfyui(url: str | None) -> tuple[str, Path | None]:
     own = (url or next(iter(masters), DEFAULT_URL)).rstrip("/")
     if not own.startswith("http://") or not is_loopback(own):
         raise InputError(f"--url {own!r}: give a ComfyUI of this machine, such as {DEFAULT_URL}.")
-    return own, masters.get(own)
+    folder = next((masters[each] for each in masters if _is_same_place(each, own)), None)
+    return own, folder
 
 
 def _token_for(url: str, token_file: Path | None) -> str:

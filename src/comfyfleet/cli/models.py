@@ -28,10 +28,10 @@ def check(
 @app.command()
 def copy(
     name: Annotated[str, typer.Argument(help="The model's file, as loaders show it.")],
-    to: Annotated[str, typer.Option("--to", help="A worker on the network.")],
+    to: Annotated[str, typer.Option("--to", help="A worker elsewhere.")],
     source: Annotated[
         str | None,
-        typer.Option("--from", help="The worker on the network that has it, if not this machine."),
+        typer.Option("--from", help="The worker elsewhere that has it, if not this machine."),
     ] = None,
     folder: Annotated[
         str | None, typer.Option(help="Its model folder (default: the one that has it).")

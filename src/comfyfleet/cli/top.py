@@ -62,7 +62,7 @@ def frame(status: dict[str, Any], url: str) -> Group:
         f"done: {totals['runs_done']}  failed: {totals['runs_failed']}  "
         f"cancelled: {totals['runs_cancelled']}"
     )
-    notes = [_line(sharing["note"], "yellow")] if sharing["note"] else []
+    notes = [_line(each, "yellow") for each in (sharing["note"], *status["notes"]) if each]
     blank = Text()
     return Group(head, *notes, blank, _workers(status), *_troubles(status), blank, _runs(status))
 
@@ -108,7 +108,7 @@ def _task(task: dict[str, Any]) -> str:
 
 
 def _troubles(status: dict[str, Any]) -> Iterator[Text]:
-    """Why workers do not work, and what last went wrong with those that do."""
+    """Why workers do not work, what last went wrong with those that do, and what else to know."""
     for worker in status["workers"]:
         error = worker["last_error"]
         if worker["reason"]:
@@ -116,12 +116,12 @@ def _troubles(status: dict[str, Any]) -> Iterator[Text]:
         elif error is not None:
             ago = _ago(status["time"] - error["time"])
             yield _line(f"{worker['id']} failed {ago} ago: {error['message']}", "red")
-        elif worker["note"]:
+        if worker["note"]:
             yield _line(f"{worker['id']}: {worker['note']}", "")
 
 
 def _line(text: str, style: str) -> Text:
-    return Text(text.partition("\n")[0], style=style, overflow="ellipsis", no_wrap=True)
+    return Text(text.partition("\n")[0], style=style, overflow="fold")
 
 
 def _runs(status: dict[str, Any]) -> Table:

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 
@@ -21,6 +22,8 @@ __all__ = ["ComfyClient", "Message", "OnMessage", "OnProgress"]
 
 #: How long to wait before a broken connection is made again.
 _RETRY_S = 1.0
+#: The history of a prompt that ComfyUI does not know.
+_NO_RECORD = "{}"
 
 
 class ComfyClient:
@@ -69,10 +72,16 @@ class ComfyClient:
 
     async def history(self, prompt_id: str) -> dict[str, Any] | None:
         """ComfyUI's record of a prompt that has ended."""
-        found = (await self._get(f"/history/{prompt_id}")).get(prompt_id)
+        found = (await self._get(f"/history/{quote(prompt_id, safe='')}")).get(prompt_id)
         if found is not None and not _is_record(found):
             raise Unreachable(self._link.url, "its history of a prompt makes no sense")
         return found
+
+    async def has_record(self, prompt_id: str) -> bool:
+        """Is a prompt that has ended in its history? That is not sent. Raises Unreachable."""
+        path = f"/history/{quote(prompt_id, safe='')}"
+        async with self._link.request("HEAD", path) as response:
+            return response.status != 200 or response.content_length != len(_NO_RECORD)
 
     async def free(self, request: Mapping[str, Any]) -> None:
         """Pass on what somebody asked of ComfyUI's own /free: unload models, free memory."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from comfyfleet.api.guest import PIECE_BYTES
 from comfyfleet.client.background import in_background
 from comfyfleet.client.digests import sha256_of
-from comfyfleet.graph import find_files
+from comfyfleet.graph import find_files, is_file
 from comfyfleet.work import Prompt
 
 #: Where they lie there, below the input folder.
 FOLDER = "comfyfleet"
 #: Of the digest, which is the name there.
 DIGITS = 40
+#: Of the suffixes that a loader may look at.
+_SUFFIX = re.compile(r"\.[a-z0-9_-]{1,16}")
 #: Names of new files, not of files that are read.
 _NOT_READ = frozenset({"filename_prefix", "text"})
 
@@ -32,6 +36,13 @@ class Parcel:
     def names(self) -> frozenset[str]:
         """As the prompt names them."""
         return frozenset(f"{FOLDER}/{name}" for name in self.files)
+
+
+def read_piece(path: Path, start: int) -> bytes:
+    """The bytes of a file from there on, ``PIECE_BYTES`` at most. Raises OSError."""
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(PIECE_BYTES)
 
 
 class Files:
@@ -58,11 +69,12 @@ class Files:
 
     def _exists(self, folder: str, name: str) -> bool:
         base = self._folders.get(folder)
-        return base is not None and (base / name).is_file()
+        return base is not None and is_file(base / name)
 
     async def _name(self, path: Path) -> str:
         # Not its own name: spaces, quotes and other alphabets have many spellings on the way.
-        return (await self._digest(path))[:DIGITS] + path.suffix.lower()
+        suffix = path.suffix.lower()
+        return (await self._digest(path))[:DIGITS] + (suffix if _SUFFIX.fullmatch(suffix) else "")
 
     async def _digest(self, path: Path) -> str:
         state = path.stat()

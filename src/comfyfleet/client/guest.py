@@ -2,7 +2,7 @@
 
 All bytes travel in pieces, several at a time, and after a break only the pieces that were on their
 way are sent again. What goes there is named by its content (SHA-256), so nothing is sent twice. See
-``extension.guest`` for the other side.
+``extension.routes.guest`` for the other side.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from comfyfleet import api
 from comfyfleet.api.guest import PIECE_BYTES, PROTOCOL
+from comfyfleet.client import texts
+from comfyfleet.client.background import in_background
 from comfyfleet.client.codec import from_json, layouts, to_json
 from comfyfleet.client.encoding import ALIGNED, FILTERED, RAW, Bytes, Layout, decompress
+from comfyfleet.client.files import read_piece
 from comfyfleet.client.limits import room
 from comfyfleet.client.link import Link
 from comfyfleet.client.texts import plain
@@ -79,6 +83,20 @@ class Guest:
             )
         return answer
 
+    async def model_sizes(self) -> dict[str, int]:
+        """Bytes of the models there, by their names, as far as it says.
+
+        Of those that have one name in several folders the smallest: which is meant is not known.
+        """
+        status, answer = await self._link.ask("GET", f"{BASE}/models")
+        listed = answer.get("models") if status == 200 and isinstance(answer, dict) else None
+        found: dict[str, int] = {}
+        for each in listed if isinstance(listed, list) else ():
+            if isinstance(each, dict) and isinstance(name := each.get("file"), str):
+                size = texts.size(each.get("size"))
+                found[name] = min(size, found.get(name, size))
+        return found
+
     async def ship(self, prompt_id: str, values: Mapping[str, Packed]) -> None:
         """Make values known there, for as long as this prompt is."""
         described = {}
@@ -132,16 +150,41 @@ class Guest:
         """Send a buffer, or what of it is not there; its name."""
         data: memoryview = memoryview(buffer)  # type: ignore[arg-type]
         name = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
-        path = f"/blobs/{name}?size={len(data)}"
-        there = (await self.ask("GET", path)).get("start")
-        while isinstance(there, int) and 0 <= there < len(data):
-            before, piece = there, bytes(data[there : there + PIECE_BYTES])
-            there = (await self.ask("PUT", f"{path}&start={there}", data=piece)).get("start")
-            if isinstance(there, int) and there <= before:
-                raise Unreachable(self._link.url, f"it keeps nothing of a value: {there} bytes")
-        if there != len(data):
-            raise Unreachable(self._link.url, f"it has {there} of {len(data)} bytes of a value")
+
+        async def piece(start: int) -> bytes:
+            return bytes(data[start : start + PIECE_BYTES])
+
+        await self._fill(f"/blobs/{name}?size={len(data)}", len(data), piece)
         return name
+
+    async def send_file(self, name: str, path: Path) -> None:
+        """Send an input file, or what of it is not there, under this name of its content.
+
+        Raises Unfit if it cannot be kept there.
+        """
+
+        async def piece(start: int) -> bytes:
+            found = await in_background(read_piece, path, start)
+            if not found:
+                raise InputError(f"{path} became shorter while it was sent; run it again.")
+            return found
+
+        size = path.stat().st_size
+        try:
+            await self._fill(f"/inputs/{name}?size={size}", size, piece)
+        except InputError as error:
+            raise Unfit(str(error)) from None
+
+    async def _fill(self, path: str, size: int, piece: Callable[[int], Awaitable[bytes]]) -> None:
+        """Send the bytes that are not there; ``piece`` gives those from a place on."""
+        there = (await self.ask("GET", path)).get("start")
+        while isinstance(there, int) and 0 <= there < size:
+            before, data = there, await piece(there)
+            there = (await self.ask("PUT", f"{path}&start={there}", data=data)).get("start")
+            if isinstance(there, int) and there <= before:
+                raise Unreachable(self._link.url, f"it keeps nothing of what is sent: {there}")
+        if there != size:
+            raise Unreachable(self._link.url, f"it has {there} of {size} bytes that were sent")
 
     async def _get(
         self, prompt_id: str, piece: _Piece, encoding: str, layout: Layout, buffers: list[Bytes]
@@ -199,6 +242,9 @@ class Guest:
             return status, answer
 
         status, answer = await self._link.patiently(once)
+        if status == 413:  # of a proxy, as ours allow a piece
+            told = "something before it takes no request of this size"
+            raise Unfit(f"{self._link.url}: {told}; raise the limit of its proxy.")
         if not isinstance(answer, dict):
             raise Unreachable(self._link.url, f"it answered {status} and no JSON to {path}")
         if status != 200:

@@ -26,6 +26,18 @@ class Need:
         return f"{self.name!r} for {self.input}" if self.input else f"node class {self.name}"
 
 
+def in_words(lacking: Sequence[Need | str]) -> str:
+    """All that is missing in a sentence, and what to do about node classes and files."""
+    needs = [each for each in lacking if isinstance(each, Need)]
+    remedies = []
+    if any(not each.input for each in needs):
+        remedies.append("install the packs of such nodes there")
+    if any(each.input for each in needs):
+        remedies.append("put such files there (`comfyfleet models`)")
+    text = "; ".join(map(str, lacking))
+    return f"{text}: {' and '.join(remedies)}." if remedies else f"{text}."
+
+
 class Inventory:
     """Node classes, and the files among which their inputs choose."""
 
@@ -64,12 +76,8 @@ class Inventory:
             return ""
         return types[slot] if isinstance(types[slot], str) else "COMBO"
 
-    def lacks(self, prompt: Prompt, sent: frozenset[str] = frozenset()) -> list[str]:
-        """What is missing there to run the prompt, each once; ``sent`` files need not be there."""
-        return [str(each) for each in self.missing(prompt, sent)]
-
     def missing(self, prompt: Prompt, sent: frozenset[str] = frozenset()) -> list[Need]:
-        """The same as data."""
+        """What is missing there to run the prompt, each once; ``sent`` files need not be there."""
         missing = {node["class_type"] for node in prompt.values()} - self._classes.keys()
         found = [Need(name) for name in sorted(missing)]
         found += [

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+from aiohttp.client_exceptions import UnixClientConnectorError
 
 from comfyfleet.client.texts import plain
 from comfyfleet.errors import InputError, Unreachable
@@ -59,6 +60,20 @@ class Endpoint:
     socket: Path | None = None
 
 
+async def patiently(work: Callable[[], Awaitable[T]], patience_s: float) -> T:
+    """Do it again after each break, for so many seconds. Raises what the last try did."""
+    deadline = time.monotonic() + patience_s
+    for pause_s in itertools.chain(_PAUSES_S, itertools.repeat(_PAUSES_S[-1])):
+        try:
+            return await work()
+        except Unreachable:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise
+            await asyncio.sleep(min(pause_s, left_s))
+    raise AssertionError("the pauses have no end")
+
+
 class Link:
     """HTTP to one endpoint. Made, used and closed on one event loop."""
 
@@ -88,20 +103,8 @@ class Link:
         await self._session.close()
 
     async def patiently(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do it again after each break, for as long as the patience lasts.
-
-        Raises what the last try did.
-        """
-        deadline = time.monotonic() + (self.patience_s or 0.0)
-        for pause_s in itertools.chain(_PAUSES_S, itertools.repeat(_PAUSES_S[-1])):
-            try:
-                return await work()
-            except Unreachable:
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    raise
-                await asyncio.sleep(min(pause_s, left_s))
-        raise AssertionError("the pauses have no end")
+        """``patiently``, for as long as this link's patience lasts."""
+        return await patiently(work, self.patience_s or 0.0)
 
     @asynccontextmanager
     async def request(
@@ -231,8 +234,12 @@ def _in_words(error: BaseException) -> str:
         return "its name is not known; check the address"
     if isinstance(error, aiohttp.ClientConnectorSSLError):
         return f"no TLS ({error.os_error}); if it has none, give its address with http://"
+    if isinstance(error, UnixClientConnectorError):
+        return "its line is broken; `comfyfleet join` makes it again for as long as it runs there"
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"no connection ({error.os_error}); is ComfyUI running there, with --listen?"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "it closed the connection without an answer; is ComfyUI running there?"
     if isinstance(error, asyncio.TimeoutError):
         return "it did not answer in time; check the address, the network and firewalls"
     return f"the connection broke ({type(error).__name__}: {plain(str(error), 500)})"

@@ -1,4 +1,4 @@
-"""Models for another machine's ComfyUI that has the extension: one file, piece after piece.
+"""Models for another ComfyUI that has the extension: one file, piece after piece.
 
 The other side says how much of the file it has, so a copy that was broken off goes on from there.
 It checks the SHA-256 of the whole before the file gets its name; see ``comfy.intake``.
@@ -11,15 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
-from urllib.parse import urlencode
 
-from comfyfleet.api import BASE
-from comfyfleet.api.guest import PIECE_BYTES
-from comfyfleet.api.models import BYTES, LISTED, PART, SOURCE
 from comfyfleet.client.background import in_background
 from comfyfleet.client.digests import Digests
-from comfyfleet.client.guest import Guest
-from comfyfleet.client.link import Endpoint, Link
+from comfyfleet.client.files import read_piece
 from comfyfleet.client.texts import plain
 from comfyfleet.errors import InputError, Unreachable
 
@@ -51,13 +46,62 @@ class ModelFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """A model that is to be somewhere as a whole; ``file`` is below its folder."""
+
+    folder: str
+    file: str
+    size: int
+    sha256: str
+
+
+class ModelStore(Protocol):
+    """The models of another ComfyUI. Everything raises InputError and Unreachable."""
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+
+    async def has_extension(self) -> bool:
+        """Can it take models in, and give them out?"""
+
+    async def listed(self) -> tuple[bool, list[Mapping[str, Any]]]:
+        """Does it accept more, and its models: folder, file, size, sha256 where it is known."""
+
+    async def state(self, whole: Whole) -> Mapping[str, Any]:
+        """``start``: how many bytes are there; ``state``: open, checking or whole."""
+
+    async def add(self, whole: Whole, start: int, data: bytes) -> Mapping[str, Any]:
+        """Give it the next bytes, ``PIECE_BYTES`` at most; the state after them."""
+
+    async def source(self, folder: str, file: str) -> Mapping[str, Any]:
+        """``size`` and ``sha256`` of a model; the digest is empty while it is computed."""
+
+    async def read(self, folder: str, file: str, start: int) -> bytes:
+        """The bytes of a model from there on, ``PIECE_BYTES`` at most."""
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A worker that has model folders of its own."""
+
+    name: str
+    #: The same for those that share their folders: these get one copy at a time.
+    place: str
+    #: Called, on the loop where it is used, with the seconds that a break may last.
+    open: Callable[[float], ModelStore]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelElsewhere:
-    """A file in one of the model folders of another machine's ComfyUI."""
+    """A file in one of the model folders of another ComfyUI."""
 
     folder: str
     name: str
     size: int
-    endpoint: Endpoint
+    site: Site
 
 
 class Reader(Protocol):
@@ -88,49 +132,38 @@ class FileReader:
         """A file is open only while it is read."""
 
 
-class LinkReader:
+class StoreReader:
     """Reads a model of another ComfyUI; raises InputError and Unreachable."""
 
     def __init__(self, model: ModelElsewhere, patience_s: float) -> None:
         self._model = model
-        self._link = Link(model.endpoint, patience_s=patience_s)
-        self._fields = {"folder": model.folder, "file": model.name}
+        self._store = model.site.open(patience_s)
 
     async def digest(self) -> str:
-        path = f"{_below(SOURCE.path)}?{urlencode(self._fields)}"
+        model = self._model
         while True:
-            answer = await Guest(self._link).ask("GET", path)
+            answer = await self._store.source(model.folder, model.name)
             sha256 = answer.get("sha256")
-            if answer.get("size") != self._model.size or not isinstance(sha256, str):
-                raise InputError(f"{self._model.name} has changed at {self._link.url}; copy again.")
+            if answer.get("size") != model.size or not isinstance(sha256, str):
+                raise InputError(f"{model.name} has changed at {self._store.name}; copy again.")
             if sha256:
                 return sha256
             await asyncio.sleep(_LOOK_S)
 
     async def read(self, start: int) -> bytes:
-        fields = urlencode({**self._fields, "start": start})
-
-        async def once() -> bytes:
-            path = f"{BASE}{BYTES.path}?{fields}"
-            async with self._link.request("GET", path) as response:
-                if response.status != 200:
-                    told = f"it answered {response.status} for bytes of {self._model.name}"
-                    raise Unreachable(self._link.url, told)
-                return await self._link.read(response, PIECE_BYTES)
-
-        return await self._link.patiently(once)
+        return await self._store.read(self._model.folder, self._model.name, start)
 
     async def close(self) -> None:
-        await self._link.close()
+        await self._store.close()
 
 
-async def find_elsewhere(endpoint: Endpoint, name: str, folder: str | None) -> ModelElsewhere:
+async def find_elsewhere(site: Site, name: str, folder: str | None) -> ModelElsewhere:
     """The model of that name there. Raises InputError if there is none, or if there are several."""
-    link = Link(endpoint, patience_s=_FIND_S)
+    store = site.open(_FIND_S)
     try:
-        _, listed = await models_at(link)
+        _, listed = await store.listed()
     finally:
-        await link.close()
+        await store.close()
     found = [
         each
         for each in listed
@@ -139,71 +172,46 @@ async def find_elsewhere(endpoint: Endpoint, name: str, folder: str | None) -> M
     ]
     if not found:
         where = f" in model folder {folder!r}" if folder else ""
-        raise InputError(f"{link.url} has no {name!r}{where}; see `comfyfleet models check`.")
+        raise InputError(f"{store.name} has no {name!r}{where}; see `comfyfleet models check`.")
     if len(found) > 1:
         folders = ", ".join(sorted(plain(each["folder"], 50) for each in found))
         raise InputError(f"{name!r} is in several folders there ({folders}); choose by --folder.")
     (only,) = found
-    return ModelElsewhere(folder=only["folder"], name=name, size=only["size"], endpoint=endpoint)
-
-
-async def models_at(link: Link) -> tuple[bool, list[Mapping[str, Any]]]:
-    """Does it accept more, and the models there: folder, file, size, sha256 where it is known.
-
-    Raises Unreachable, or InputError if it does not tell.
-    """
-    answer = await Guest(link).ask("GET", _below(LISTED.path))
-    found = answer.get("models")
-    models: list[Mapping[str, Any]] = (
-        [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
-    )
-    return answer.get("accepts") is True, models
+    return ModelElsewhere(folder=only["folder"], name=name, size=only["size"], site=site)
 
 
 async def send_model(
-    link: Link, model: ModelFile | ModelElsewhere, reader: Reader, sha256: str, tell: Tell
+    store: ModelStore, model: ModelFile | ModelElsewhere, reader: Reader, sha256: str, tell: Tell
 ) -> None:
     """Copy a file whose digest is known, one piece in memory at a time.
 
     Raises InputError with what the other side refuses, Unreachable if it is gone for a minute.
     """
-    guest, size = Guest(link), model.size
-    fields = {"folder": model.folder, "file": model.name, "size": size, "sha256": sha256}
-    path = f"{_below(PART.path)}?{urlencode(fields)}"
-    answer = await guest.ask("GET", path)
+    size = model.size
+    whole = Whole(folder=model.folder, file=model.name, size=size, sha256=sha256)
+    answer = await store.state(whole)
     reached, setbacks = -1, 0
-    while (start := _start(answer, size, link.url)) is not None:
+    while (start := _start(answer, size, store.name)) is not None:
         setbacks += start <= reached
         if setbacks > _MAX_SETBACKS:
-            raise Unreachable(link.url, f"it has lost parts of {model.name} {setbacks} times")
+            raise Unreachable(store.name, f"it has lost parts of {model.name} {setbacks} times")
         tell("checking" if start == size else "sending", start)
         if start == size:
             reached = size - 1
             await asyncio.sleep(_LOOK_S)
-            answer = await guest.ask("GET", path)
+            answer = await store.state(whole)
         else:
             reached = start
             piece = await reader.read(start)
             if not piece:
                 raise InputError(f"{model.name} became shorter while it was copied; copy it again.")
-            answer = await guest.ask("PUT", f"{path}&start={start}", data=piece)
+            answer = await store.add(whole, start, piece)
     tell("done", size)
 
 
-def _below(path: str) -> str:
-    return path.removeprefix("/guest")
-
-
-def _start(answer: Mapping[str, Any], size: int, url: str) -> int | None:
+def _start(answer: Mapping[str, Any], size: int, name: str) -> int | None:
     """How many bytes are there; None if the file is there as a whole, and checked."""
     start = answer.get("start")
     if type(start) is not int or not 0 <= start <= size:
-        raise Unreachable(url, f"it says that it has {start!r} of {size} bytes of a model")
+        raise Unreachable(name, f"it says that it has {start!r} of {size} bytes of a model")
     return None if answer.get("state") == "whole" else start
-
-
-def read_piece(path: Path, start: int) -> bytes:
-    """The bytes of a file from there on, ``PIECE_BYTES`` at most. Raises OSError."""
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read(PIECE_BYTES)

@@ -62,6 +62,7 @@ class Mux:
     def __init__(self, send: Send, connect: Connect | None = None) -> None:
         self._send = send
         self._connect = connect
+        self._closed = False
         self._numbers = itertools.count(1)
         self._streams: dict[int, _Stream] = {}
 
@@ -103,7 +104,8 @@ class Mux:
             stream.opened.set()
 
     async def close(self) -> None:
-        """End all streams."""
+        """End all streams. The other side is told nothing: the line ends too."""
+        self._closed = True
         tasks = [stream.task for stream in self._streams.values() if stream.task is not None]
         for task in tasks:
             task.cancel()
@@ -141,8 +143,9 @@ class Mux:
         try:
             await asyncio.gather(*ways)
         except (OSError, asyncio.CancelledError):
-            with suppress(OSError):
-                await self._frame(number, Kind.RESET)
+            if not self._closed:  # who reads nothing would hold us up
+                with suppress(OSError):
+                    await self._frame(number, Kind.RESET)
         finally:
             for way in ways:
                 way.cancel()

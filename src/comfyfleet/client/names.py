@@ -30,7 +30,9 @@ _ODD = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 #: Of subfolder and name: any file system takes that, and our numbers besides.
 _MAX_PATH_BYTES = 200
 #: Devices, on Windows.
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_RESERVED = re.compile(
+    r"(con|conin\$|conout\$|prn|aux|nul|(com|lpt)[\d\xb9\xb2\xb3]) *(\..*)?", re.IGNORECASE
+)
 
 
 def named_files(outputs: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -40,6 +42,16 @@ def named_files(outputs: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, 
             for entry in found if isinstance(found, list) else ():
                 if named_file(entry):
                     yield node_id, entry
+
+
+def named_entries(ui: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Type, subfolder and name of each file that a node's output names; each once, in order."""
+    entries = (entry for _, entry in named_files({"": ui}))
+    return list(
+        dict.fromkeys(
+            (entry["type"], str(entry.get("subfolder", "")), entry["filename"]) for entry in entries
+        )
+    )
 
 
 def named_file(entry: Any) -> bool:
@@ -57,7 +69,7 @@ def key_of(entry: Mapping[str, Any]) -> tuple[str, str, str]:
     folder = folder.replace("\\", "/") if isinstance(folder, str) else "/"
     parts = folder.split("/") if folder else []
     long = len("/".join((*parts, name)).encode(errors="replace")) > _MAX_PATH_BYTES
-    if long or not all(map(_is_plain, (*parts, name))):
+    if long or not all(map(is_plain, (*parts, name))):
         raise Unfit(f"it saved {plain(f'{folder}/{name}', 100)!r}, which is no name of a file")
     kind = name.rpartition(".")[2].lower() if "." in name else ""
     if kind not in _KINDS:
@@ -80,7 +92,7 @@ def _translated(entry: Any) -> Any:
     return {**entry, "subfolder": key_of(entry)[1]} if named_file(entry) else entry
 
 
-def _is_plain(part: str) -> bool:
+def is_plain(part: str) -> bool:
     """Does it name one thing, on any system, that is not hidden?"""
     return (
         part.isprintable()

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from comfyfleet.client.inventory import Need
 from comfyfleet.client.link import Endpoint, Link
-from comfyfleet.client.models import models_at
+from comfyfleet.client.model_link import LinkStore
 from comfyfleet.client.remote import RemoteRunner
 from comfyfleet.errors import ComfyFleetError
 from comfyfleet.work import Prompt
 
 _PATIENCE_S = 20.0
-#: For all of one worker's answers.
+#: Who checks a workflow waits so long for all of one worker's answers.
 _LIMIT_S = 60.0
 
 
@@ -37,17 +37,20 @@ async def look_at_all(
     endpoints: Mapping[str, Endpoint], prompt: Prompt, sent: frozenset[str]
 ) -> list[Look]:
     """One look for each, by name; ``sent`` are files that will be sent with the workflow."""
-    looks = (_look(name, each, prompt, sent) for name, each in endpoints.items())
+    looks = (
+        in_time(name, each.url, _ask(name, each, prompt, sent)) for name, each in endpoints.items()
+    )
     return list(await asyncio.gather(*looks))
 
 
-async def _look(name: str, endpoint: Endpoint, prompt: Prompt, sent: frozenset[str]) -> Look:
+async def in_time(worker: str, at: str, look: Awaitable[Look]) -> Look:
+    """A look, or one that says why nothing is known of the worker, which is ``at`` this place."""
     try:
-        return await asyncio.wait_for(_ask(name, endpoint, prompt, sent), _LIMIT_S)
+        return await asyncio.wait_for(look, _LIMIT_S)
     except ComfyFleetError as error:
-        return Look(worker=name, error=str(error))
+        return Look(worker=worker, error=str(error))
     except asyncio.TimeoutError:
-        return Look(worker=name, error=f"{endpoint.url} did not answer within {_LIMIT_S:.0f} s.")
+        return Look(worker=worker, error=f"{at} did not answer within {_LIMIT_S:.0f} s.")
 
 
 async def _ask(name: str, endpoint: Endpoint, prompt: Prompt, sent: frozenset[str]) -> Look:
@@ -55,7 +58,7 @@ async def _ask(name: str, endpoint: Endpoint, prompt: Prompt, sent: frozenset[st
     try:
         runner = RemoteRunner(link, {})
         greeting = await runner.greet()
-        accepts, models = await models_at(link) if greeting.has_extension else (False, [])
+        accepts, models = await LinkStore(link).listed() if greeting.has_extension else (False, [])
         missing = tuple(runner.missing(prompt, sent))
         return Look(worker=name, accepts=accepts, missing=missing, models=tuple(models))
     finally:

@@ -27,8 +27,8 @@ from comfyfleet.client.greeting import (
     memory_of,
 )
 from comfyfleet.client.guest import Guest
-from comfyfleet.client.inventory import Inventory, Need
-from comfyfleet.client.kept import CacheWatch, Kept
+from comfyfleet.client.inventory import Inventory, Need, in_words
+from comfyfleet.client.kept import CacheWatch, Kept, Source
 from comfyfleet.client.limits import room
 from comfyfleet.client.link import Link
 from comfyfleet.client.names import key_of, translated
@@ -42,7 +42,7 @@ from comfyfleet.client.pictures import (
     unreturnable,
     with_previews,
 )
-from comfyfleet.client.setup import Setup, setup_of
+from comfyfleet.client.setup import Setup
 from comfyfleet.client.texts import size
 from comfyfleet.client.uploads import Uploads
 from comfyfleet.client.weights import weights_bytes
@@ -89,14 +89,18 @@ class RemoteRunner:
         self._link = link
         self._client = ComfyClient(link)
         self._attempt = Attempt(self._client)
-        self._uploads = Uploads(link, folders)
         self._guest = Guest(link)
+        self._uploads = Uploads(link, self._guest, folders)
         self._kept = Kept()
         self._has_extension = False
         self._inventory: Inventory | None = None
         self._described_at = 0.0
         self._models = models
         self._own = own or Setup()
+        #: The last prompt that ended there.
+        self._last = ""
+        #: Bytes of the models there, where it says.
+        self._sizes: dict[str, int] = {}
         #: Bytes of its memory and its device's together; 0: not known.
         self._memory = 0
 
@@ -113,19 +117,20 @@ class RemoteRunner:
         self._has_extension = hello is not None
         await self._describe()
         self._memory = memory_of(stats)
-        differences = setup_of(stats["system"]).differences(self._own)
-        return greeting(stats, hello, await clock_off_by(self._link), differences)
+        classes = frozenset(self.inventory.classes)
+        return greeting(stats, hello, classes, await clock_off_by(self._link), self._own)
 
     async def _describe(self) -> None:
         """Ask what can run there now."""
         _, described = await self._link.ask("GET", "/object_info")
         self._inventory = Inventory(self._link.url, described)
+        self._sizes = await self._guest.model_sizes() if self._has_extension else {}
         self._described_at = time.monotonic()
 
     def lacks(self, prompt: Prompt) -> list[str]:
         """What is missing there to run a prompt, as far as is known without sending its files."""
         bare = prompt if self._has_extension else with_literals(prompt)
-        return self._lacking(bare, {})
+        return [str(each) for each in self._lacking(bare, {})]
 
     async def memory(self) -> tuple[int, int]:
         """Free and total bytes of its device. Raises Unreachable if it does not answer."""
@@ -163,19 +168,21 @@ class RemoteRunner:
         try:
             work = self._client.run(ready, prompt_id, throttled(on_progress), on_message=watch)
             outputs = (await work)["outputs"]
-            returned = self._kept.find(bare, watch.cached) if self._has_extension else None
-            if returned is None:
-                returned = await self._returned(ready, prompt_id, outputs, stands)
+            self._last = prompt_id
+            known = self._kept.find(bare, watch.cached)
+            if known is not None:
+                return known
+            returned = await self._returned(ready, prompt_id, outputs, stands)
         finally:
             if self._has_extension:
                 await self._guest.forget(prompt_id)
-        if returned is not None and self._has_extension:
-            self._kept.keep(bare, returned)
         files = await fetch_files(self._link, outputs, list(stands))
         returns = any(node["class_type"] == RETURN_NODE for node in prompt.values())
         if not returns and not files:
             raise Unfit(f"{self._link.url} saved nothing that could come home")
-        return Result(values=returned, files=tuple(files))
+        found = Result(values=returned, files=tuple(files))
+        self._kept.keep(bare, found)
+        return found
 
     async def mirror(
         self, prompt: Prompt, asked: Mirrored, on_progress: OnProgress, tell: Tell
@@ -192,7 +199,8 @@ class RemoteRunner:
         if lacking:
             raise Unfit(f"{self._link.url} cannot run {', '.join(lacking)}")
         told: asyncio.Queue[Message | None] = asyncio.Queue()
-        teller = asyncio.ensure_future(self._tell_all(told, tell))
+        source = Source(ready)
+        teller = asyncio.ensure_future(self._tell_all(told, tell, source))
         data = {key: asked.extra_data[key] for key in _SHARED if key in asked.extra_data}
         work = self._client.run(
             ready,
@@ -203,6 +211,7 @@ class RemoteRunner:
         )
         try:
             await work
+            self._last = asked.prompt_id
         except WorkflowError as error:
             if _is_uuid(asked.prompt_id):
                 raise
@@ -215,6 +224,16 @@ class RemoteRunner:
             if entry is not None:
                 tell(Told(HISTORY, _record(entry, asked.prompt_id), ()))
         return Result(values=None)
+
+    async def is_anew(self) -> bool:
+        """Has it lost the last prompt? Then it was started anew since. Raises Unreachable.
+
+        It says True once; and also where somebody has cleared its history.
+        """
+        if not self._last or await self._client.has_record(self._last):
+            return False
+        self._last = ""
+        return True
 
     def doubt(self) -> None:
         """It may have been started anew: what it says to be cached may be another's."""
@@ -232,34 +251,34 @@ class RemoteRunner:
         """The prompt as it can run there, its files sent. Raises Unfit if it cannot."""
         bare: Prompt = prompt if self._has_extension else with_literals(prompt)
         await self._require(lambda: self._lacking(bare, values))
-        sent, names = await self._uploads.send(bare)
+        sent, names = await self._uploads.send(bare, in_pieces=self._has_extension)
         own = _without_returns(sent)
-        await self._require(lambda: self.inventory.lacks(self.inventory.adapted(own), names))
+        await self._require(lambda: self.inventory.missing(self.inventory.adapted(own), names))
         return self.inventory.adapted(sent)
 
-    async def _require(self, lacking: Callable[[], list[str]]) -> None:
+    async def _require(self, lacking: Callable[[], Sequence[Need | str]]) -> None:
         """Raises Unfit with what is lacking, after another look: models are copied there."""
         if lacking() and time.monotonic() - self._described_at > _LOOK_AGAIN_S:
             await self._describe()
         found = lacking()
         if found:
-            raise Unfit(f"{self._link.url} lacks {'; '.join(found)}")
+            raise Unfit(f"{self._link.url} lacks {in_words(found)}")
 
     def missing(self, prompt: Prompt, sent: frozenset[str] = frozenset()) -> list[Need]:
         """Node classes and choices that are missing there for a whole prompt, as data."""
         plain = prompt if self._has_extension else with_literals(prompt)
         return self.inventory.missing(self.inventory.adapted(plain), sent)
 
-    def _lacking(self, prompt: Prompt, values: Mapping[str, Packed]) -> list[str]:
+    def _lacking(self, prompt: Prompt, values: Mapping[str, Packed]) -> list[Need | str]:
         """What no upload mends."""
         own = prompt if self._has_extension else _without_returns(prompt)
         missing = {node["class_type"] for node in own.values()} - set(self.inventory.classes)
-        found = [f"node class {name}" for name in sorted(missing)]
+        found: list[Need | str] = [Need(name) for name in sorted(missing)]
         if not self._has_extension and not missing:
             found += unreturnable(prompt, self.inventory)
             found += ["this extension, for values that come with the unit"] if values else []
         found += [f"your login, which is not sent, for {name}" for name in self._paid(prompt)]
-        needed = weights_bytes(prompt, self._models)
+        needed = weights_bytes(prompt, self._models, self._sizes)
         if 0 < self._memory < needed:
             has = f"it has {self._memory / 1e9:.1f} GB"
             found.append(f"memory for models of {needed / 1e9:.1f} GB ({has})")
@@ -284,18 +303,32 @@ class RemoteRunner:
             require_forms(found, self._link.url)
         return found
 
-    async def _tell_all(self, told: asyncio.Queue[Message | None], tell: Tell) -> None:
+    async def _tell_all(
+        self, told: asyncio.Queue[Message | None], tell: Tell, source: Source
+    ) -> None:
         """In their order, with the files that they name."""
         left = room()
         while (message := await told.get()) is not None:
+            source.hear(message)
             event, data = message
             files: list[SavedFile] = []
             if event == "executed" and isinstance(data.get("output"), Mapping):
                 for _, entry in entries({"": data["output"]}):
-                    files.append(await self._file(entry, left))
+                    files.append(await self._saved(data.get("node"), entry, left, source))
                     left -= len(files[-1].data or b"") + _FILE_BYTES
                 data = {**data, "output": translated(data["output"])}
             tell(Told(event, data, tuple(files)))
+
+    async def _saved(
+        self, node_id: Any, entry: Mapping[str, Any], max_bytes: int, source: Source
+    ) -> SavedFile:
+        """A file of a node; one that it saved for an earlier prompt is here."""
+        key = source.key_of(node_id, key_of(entry))
+        known = self._kept.find_file(key) if source.is_cached(node_id) else None
+        file = known or await self._file(entry, max_bytes)
+        if key:
+            self._kept.keep_file(key, file)
+        return file
 
     async def _file(self, entry: Mapping[str, Any], max_bytes: int) -> SavedFile:
         kind, folder, name = key_of(entry)

@@ -1,7 +1,7 @@
 """What conditionings and model patches say of places in a picture, as one tile of it sees it.
 
-As in Ultimate SD Upscale: hints of ControlNets, areas, masks, GLIGEN boxes and reference latents
-are cut to the tile. B: batch, H, W: size in pixels of a hint or a mask, h, w: size in latents.
+As in Ultimate SD Upscale: hints of ControlNets, areas, masks, GLIGEN boxes and latents of the whole
+picture are cut to the tile. B: batch, H, W: size in pixels of a hint or a mask, h, w: in latents.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,12 +19,36 @@ import torch.nn.functional as F
 from comfyfleet.errors import InputError
 from comfyfleet.tiles.geometry import Rect
 
-#: Pixels per unit of areas and GLIGEN boxes, whatever the VAE's compression is.
+#: Pixels per unit of the areas and GLIGEN boxes that ComfyUI's nodes make, whatever the VAE is. Its
+#: samplers count them in latents.
 _UNIT = 8
 #: Keys of conditionings with values that say where something is, one picture's worth each.
 _REGIONAL = ("area", "mask", "gligen")
-#: Keys with latents of the whole picture.
-_LATENTS = ("concat_latent_image", "concat_mask")
+#: Keys with latents of the whole picture, one or a list, that models put beside the noise: they
+#: must have its size.
+_BESIDE_NOISE = (
+    "concat_image",
+    "concat_latent_image",
+    "control_video",
+    "time_dim_concat",
+    "time_dim_replace",
+    "vace_frames",
+    "vace_mask",
+)
+#: Those that may be larger or smaller than the noise; Flux Fill needs its mask in pixels.
+_REFERENCES = (
+    "concat_mask",
+    "context_latents",
+    "driving_mask_28ch",
+    "lq_latent",
+    "pose_video_latent",
+    "ref_latent",
+    "ref_mask_28ch",
+    "reference_latents",
+    "reference_motion",
+)
+#: Key with the rays of a camera, one for each pixel of the whole picture and frame.
+_RAYS = "camera_conditions"
 
 Conditioning = Sequence[tuple[Any, Mapping[str, Any]]]
 
@@ -39,10 +64,18 @@ class Views:
     original: tuple[int, int]
     #: Width and height at which tiles are computed.
     size: tuple[int, int]
+    #: Pixels per latent: the VAE's compression.
+    unit: int
     #: Which pictures of the batch these are, and how many that has.
     first: int
     count: int
     total: int
+
+    @property
+    def latents(self) -> tuple[int, int]:
+        """Width and height of a tile in latents."""
+        width, height = (max(1, math.ceil(side / self.unit)) for side in self.size)
+        return width, height
 
 
 def require_croppable(conditioning: Conditioning, name: str, batch: int) -> None:
@@ -92,31 +125,49 @@ def _cropped(extra: Mapping[str, Any], views: Views) -> dict[str, Any] | None:
         found["gligen"] = _crop_gligen(found["gligen"], views)
     if found.get("control") is not None:
         found["control"] = _crop_control(found["control"], views)
-    for key in _LATENTS:
+    if found.get(_RAYS) is not None:
+        found[_RAYS] = _resized(_select(found[_RAYS], views), views, "bilinear")
+    for key in (*_BESIDE_NOISE, *_REFERENCES):
+        crop = partial(_crop_latent, views=views, fit=key in _BESIDE_NOISE)
         if isinstance(found.get(key), torch.Tensor):
-            found[key] = _crop_latent(found[key], views)
-    if isinstance(found.get("reference_latents"), list):
-        found["reference_latents"] = [_crop_latent(x, views) for x in found["reference_latents"]]
+            found[key] = crop(found[key])
+        elif isinstance(found.get(key), list):
+            found[key] = [crop(each) for each in found[key]]
     return found
 
 
 def _crop_area(area: Sequence[Any], views: Views) -> tuple[Any, ...] | None:
-    """An area (height, width, y, x), in units or in parts of the picture, as the tile sees it."""
+    """An area as the tile sees it, in latents: (height, width, y, x).
+
+    It is given in units or in parts of the picture; that of a video has its time too, in parts.
+    """
     if area[0] == "percentage":
+        middle = len(area) // 2 + 1
+        (*length, height, width), (*begin, y, x) = area[1:middle], area[middle:]
         across, down = views.original
-        height, width, y, x = (float(each) for each in area[1:])
     else:
+        length, begin, (height, width, y, x) = [], [], area
         across = down = _UNIT
-        height, width, y, x = (float(each) for each in area)
-    left, right = _along(x * across, (x + width) * across, views, 0)
-    top, bottom = _along(y * down, (y + height) * down, views, 1)
+    box = _crop_box(y * down, (y + height) * down, x * across, (x + width) * across, views)
+    if box is None or not length:
+        return box
+    columns, rows = views.latents
+    sides = (box[0] / rows, box[1] / columns)
+    return ("percentage", *length, *sides, *begin, box[2] / rows, box[3] / columns)
+
+
+def _crop_box(
+    top: float, bottom: float, left: float, right: float, views: Views
+) -> tuple[int, int, int, int] | None:
+    """Pixels of the original as the tile's latents: height, width, y, x; None if it has none."""
+    left, right = _along(left, right, views, 0)
+    top, bottom = _along(top, bottom, views, 1)
     if left >= right or top >= bottom:
         return None
-    units = [round(each / _UNIT) for each in (top, bottom, left, right)]
-    # What begins in the last half of a unit is rounded past the tile's end: its last unit is meant.
-    y = min(units[0], max(0, math.ceil(views.size[1] / _UNIT) - 1))
-    x = min(units[2], max(0, math.ceil(views.size[0] / _UNIT) - 1))
-    return (max(1, units[1] - y), max(1, units[3] - x), y, x)
+    ends = [round(each / views.unit) for each in (top, bottom, left, right)]
+    # What begins in the last half of a latent is rounded past the tile's end: the last is meant.
+    y, x = min(ends[0], views.latents[1] - 1), min(ends[2], views.latents[0] - 1)
+    return (max(1, ends[1] - y), max(1, ends[3] - x), y, x)
 
 
 def _along(begin: float, end: float, views: Views, axis: int) -> tuple[float, float]:
@@ -156,22 +207,28 @@ def _crop_control(control: Any, views: Views) -> Any:
     return found
 
 
-def _crop_latent(latent: torch.Tensor, views: Views) -> torch.Tensor:
-    """Latents [B, C, (T), h, w] of the whole picture: the tiles' parts, as large as their latents.
+def _crop_latent(latent: torch.Tensor, views: Views, *, fit: bool) -> torch.Tensor:
+    """Latents [B, C, (T), h, w] of the whole picture: the tiles' parts.
 
-    The compression is the one by which these latents are smaller than the picture.
+    They are made as large as the tiles' latents if they must ``fit``, else their compression is the
+    one by which they are smaller than the picture.
     """
     chosen = _select(latent, views)
-    size = tuple(
-        max(1, round(views.size[1 - axis] * latent.shape[axis - 2] / views.picture[1 - axis]))
-        for axis in (0, 1)
-    )
+    size = views.latents[::-1] if fit else _own_size(latent, views)
     # Frames, if there are some, go along with the batch for a moment.
     flat = chosen.movedim(1, -3).reshape(-1, latent.shape[1], *latent.shape[-2:])
     tiles = [_fitted(_part(flat, crop, views), size, "bilinear") for crop in views.crops]
     frames = latent.shape[2:-2]
     found = [each.reshape(-1, *frames, latent.shape[1], *size).movedim(-3, 1) for each in tiles]
     return torch.cat(found)
+
+
+def _own_size(latent: torch.Tensor, views: Views) -> tuple[int, ...]:
+    """Height and width of a tile in such latents."""
+    return tuple(
+        max(1, round(views.size[1 - axis] * latent.shape[axis - 2] / views.picture[1 - axis]))
+        for axis in (0, 1)
+    )
 
 
 def _select(batch: torch.Tensor, views: Views) -> torch.Tensor:

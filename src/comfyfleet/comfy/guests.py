@@ -13,12 +13,13 @@ import re
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from comfyfleet.api.guest import PIECE_BYTES
 from comfyfleet.client.codec import from_json, layouts, to_json
@@ -97,7 +98,11 @@ class Guests:
         return here + len(data)
 
     def hold(self, prompt_id: str, described: Mapping[str, Any]) -> None:
-        """Give a prompt its values. Slow. Raises InputError if one is not here."""
+        """Give a prompt its values. Slow.
+
+        Raises InputError if one is not here, FleetError if they do not fit into the memory.
+        """
+        self._require_memory(name for each in described.values() for name in _buffers_of(each))
         values = {digest: self._packed(each) for digest, each in described.items()}
         shipped.hold(prompt_id, values)
         self._held[prompt_id] = None
@@ -183,16 +188,27 @@ class Guests:
                 yield state.st_mtime_ns, state.st_size, path
 
     def _packed(self, described: Any) -> Packed:
-        if not isinstance(described, dict) or not isinstance(described.get("buffers"), list):
-            raise InputError('a value is {"skeleton": ..., "buffers": [names]}.')
-        buffers = [self._read(name) for name in described["buffers"]]
+        buffers = [self._read(name) for name in _buffers_of(described)]
         skeleton = from_json(described.get("skeleton"), [len(each) for each in buffers])
         return Packed(skeleton, buffers)
 
-    def _read(self, name: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def _require_memory(self, names: Iterable[Any]) -> None:
+        """One that is named often is read as often."""
+        size, free = sum(map(self._size, names)), psutil.virtual_memory().available
+        if size > free:
+            raise FleetError(
+                f"values of {size / 1e9:.1f} GB do not fit into the memory that is free here "
+                f"({free / 1e9:.1f} GB). Use smaller batches, or a worker with more memory."
+            )
+
+    def _size(self, name: Any) -> int:
         path = self._whole(name)
         if not path.is_file():
             raise InputError(f"value {str(name)[:12]} is not here any more; send it again.")
+        return path.stat().st_size
+
+    def _read(self, name: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        path = self._whole(name)
         path.touch()  # what is used stays longest
         return np.fromfile(path, np.uint8)
 
@@ -201,6 +217,14 @@ class Guests:
 
     def _part(self, name: Any) -> Path:
         return self._folder / f"{_checked(name)}.part"
+
+
+def _buffers_of(described: Any) -> list[Any]:
+    """The names of a value's buffers. Raises InputError for what is no value."""
+    if not isinstance(described, dict) or not isinstance(described.get("buffers"), list):
+        raise InputError('a value is {"skeleton": ..., "buffers": [names]}.')
+    found: list[Any] = described["buffers"]
+    return found
 
 
 def _checked(name: Any) -> str:

@@ -18,6 +18,21 @@ from comfyfleet.errors import Problem
 logger = logging.getLogger(__name__)
 
 
+def with_assets(ui: dict[str, Any]) -> dict[str, Any]:
+    """A node's output of files that lie here, as ComfyUI makes it: newer ones may note assets."""
+    try:
+        from comfy_execution.asset_enrichment import enrich_output_with_assets
+    except ImportError:
+        return ui
+    found: dict[str, Any] = enrich_output_with_assets(ui)
+    return found
+
+
+def is_output(class_type: str) -> bool:
+    """True for nodes that show or save something: a prompt runs for these."""
+    return bool(getattr(nodes.NODE_CLASS_MAPPINGS.get(class_type), "OUTPUT_NODE", False))
+
+
 def device_name() -> str:
     """ComfyUI's own device as it names it, such as "cuda:0 NVIDIA H200 : cudaMallocAsync"."""
     device = comfy.model_management.get_torch_device()

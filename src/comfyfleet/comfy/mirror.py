@@ -16,7 +16,7 @@ from typing import Any
 import folder_paths
 
 from comfyfleet.client.comfyui import ComfyClient, Message, OnProgress
-from comfyfleet.client.names import named_files
+from comfyfleet.client.names import named_entries
 from comfyfleet.errors import ComfyFleetError
 from comfyfleet.work import HISTORY, Mirrored, Prompt, SavedFile, Told
 
@@ -41,11 +41,8 @@ class Shelf:
 
     def named(self, ui: Mapping[str, Any]) -> tuple[SavedFile, ...]:
         """The files that a node's output names, each once."""
-        entries = (entry for _, entry in named_files({"": ui}))
-        found = dict.fromkeys(
-            (entry["type"], str(entry.get("subfolder", "")), entry["filename"]) for entry in entries
-        )
-        return tuple(file for entry in found if (file := self._tell(*entry)) is not None)
+        told = (self._tell(*entry) for entry in named_entries(ui))
+        return tuple(file for file in told if file is not None)
 
     def unnamed(self) -> tuple[SavedFile, ...]:
         """What is new in the output folder and was not named: some nodes name nothing."""

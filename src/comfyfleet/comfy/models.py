@@ -9,6 +9,7 @@ import folder_paths
 
 from comfyfleet.api.models import SUFFIXES
 from comfyfleet.client.models import ModelFile
+from comfyfleet.client.names import is_plain
 from comfyfleet.errors import InputError
 
 
@@ -45,6 +46,8 @@ def destination(folder: str, name: str) -> Path:
     ``name`` is of the form that ``api.models`` allows.
     """
     base = _check_folder(folder, name)
+    if not all(map(is_plain, name.split("/"))):
+        raise InputError(f"{name!r} is no name of a file on every system; give another name.")
     path = base / name
     if not path.resolve().is_relative_to(base.resolve()):
         raise InputError(f"{name!r} leads out of the model folder {folder!r}; give another name.")

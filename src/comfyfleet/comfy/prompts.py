@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import comfy.model_management
@@ -39,6 +40,12 @@ def running_prompt_ids() -> set[str]:
     """Prompts that this ComfyUI runs at this moment."""
     running, _ = server.PromptServer.instance.prompt_queue.get_current_queue_volatile()
     return {str(item[1]) for item in running}
+
+
+def queued_text() -> str:
+    """The prompts that run or wait here, as JSON, for names in them to be found."""
+    running, waiting = server.PromptServer.instance.prompt_queue.get_current_queue_volatile()
+    return json.dumps([item[2] for item in (*running, *waiting)])
 
 
 def plain_prompt(dynprompt: Any) -> dict[str, dict[str, Any]]:
@@ -85,6 +92,14 @@ def free_memory() -> None:
 def interrupt() -> None:
     """Interrupt whatever this process computes, as if the user pressed cancel."""
     comfy.model_management.interrupt_current_processing()
+
+
+def interrupt_if_running(prompt_id: str) -> None:
+    """Interrupt this prompt, and never the one after it."""
+    queue = server.PromptServer.instance.prompt_queue
+    with queue.mutex:  # without which it may end, and the next one begin, in between
+        if any(str(item[1]) == prompt_id for item in queue.currently_running.values()):
+            interrupt()
 
 
 def torch_device_id() -> str:

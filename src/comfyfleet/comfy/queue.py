@@ -1,14 +1,15 @@
 """ComfyUI's own queue, from which others than its own thread may take prompts too.
 
 It stands in the place of ``PromptServer.prompt_queue`` from before ComfyUI's prompt thread starts.
-Without a ``Desk`` it is ComfyUI's queue and nothing else.
+Without a ``Desk`` it is ComfyUI's queue, and goes in the same order as with one.
 """
 
 from __future__ import annotations
 
 import copy
 import heapq
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -32,8 +33,8 @@ class Desk(Protocol):
     def gone(self, prompt_id: str) -> None:
         """It was deleted before anybody took it."""
 
-    def ended(self, prompt_id: str, *, well: bool) -> None:
-        """It is in the history; ``well`` if it has not failed and was not stopped."""
+    def ended(self, prompt_id: str) -> None:
+        """It is in the history."""
 
     def ready(self) -> None:
         """The master's own thread would take a shared prompt; see ``SharedQueue.offer``."""
@@ -41,8 +42,38 @@ class Desk(Protocol):
     def retract(self) -> bool:
         """It would not any more. False if an offer is on its way, which must be taken."""
 
-    def running(self, item: Item) -> None:
-        """It ran before the queue was shared with this desk, here or elsewhere."""
+
+class Recorder(Protocol):
+    """Who writes down what is in the queue, shared or not. The queue's lock is held."""
+
+    def put(self, item: Item) -> None:
+        """It waits. One that is known already is written down anew."""
+
+    def start(self, prompt_id: str) -> None:
+        """It runs, here or elsewhere."""
+
+    def end(self, prompt_id: str, *, well: bool = True) -> None:
+        """It has ended or was deleted; ``well`` if it has not failed and was not stopped."""
+
+
+class Waiting:
+    """A desk at which nobody takes anything yet. Implements ``Desk``."""
+
+    def is_shared(self, prompt_id: str) -> bool:
+        return True
+
+    def added(self, item: Item) -> None: ...
+
+    def taken(self, item: Item, item_id: int) -> None: ...
+
+    def gone(self, prompt_id: str) -> None: ...
+
+    def ended(self, prompt_id: str) -> None: ...
+
+    def ready(self) -> None: ...
+
+    def retract(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,27 +85,48 @@ class Ending:
 
 
 class SharedQueue(execution.PromptQueue):
-    """See the module. Only public methods of ComfyUI's queue are extended."""
+    """See the module. Only public methods of ComfyUI's queue are extended.
 
-    def __init__(self, server: Any) -> None:
+    Clients name their prompts, and may give two the same name: of these one is shared, and
+    written down, at a time, and none overtakes it.
+    """
+
+    def __init__(self, server: Any, recorder: Recorder) -> None:
         super().__init__(server)
+        self._recorder = recorder
         self._desk: Desk | None = None
+        #: How often the desk was another one.
+        self._changes = 0
         #: Prompt id -> what stops it, of all that run elsewhere: also when nothing is shared now.
         self._stops: dict[str, Callable[[], None]] = {}
+        #: Prompt id -> the prompt of that name whose turn it is: it is written down, and shared.
+        self._admitted: dict[str, Item] = {}
         #: The prompt that the desk gave the master's thread.
         self._offered: str | None = None
 
     def share(self, desk: Desk | None) -> None:
         """Ask this desk from now on, or nobody."""
         with self.mutex:
-            self._desk = desk
-            self._offered = None
+            if desk is not self._desk:
+                self._desk = desk
+                self._changes += 1
+                self._offered = None
             if desk is not None:
-                for item in self.currently_running.values():
-                    desk.running(item)
-                for item in sorted(self.queue):
-                    desk.added(item)
+                for prompt_id in dict.fromkeys(item[1] for item in sorted(self.queue, key=_turn)):
+                    desk.added(self._next_of(prompt_id))
             self.not_empty.notify_all()
+
+    def record(self) -> set[str]:
+        """Have all that is here written down, as if it came now; the ids."""
+        with self.mutex:
+            named: dict[str, Item] = {}
+            for item in (*self.currently_running.values(), *sorted(self.queue, key=_turn)):
+                named.setdefault(item[1], item)
+            for item in named.values():
+                self._recorder.put(item)
+            for item in self.currently_running.values():
+                self._recorder.start(item[1])
+            return set(named)
 
     def wake(self) -> None:
         """Let the master's thread look again at what it may run."""
@@ -95,20 +147,18 @@ class SharedQueue(execution.PromptQueue):
         ``stop`` is called to stop it, if it runs elsewhere.
         """
         with self.mutex:
-            found = next((item for item in self.queue if item[1] == prompt_id), None)
-            if found is None:
+            if all(item[1] != prompt_id for item in self.queue):
                 return None
-            self.queue.remove(found)
-            heapq.heapify(self.queue)
             if stop is not None:
                 self._stops[prompt_id] = stop
-            return found, self._begin(found)
+            return self._take(self._next_of(prompt_id))
 
     def give_back(self, item_id: int) -> None:
         """A prompt that was taken by ``take`` waits again."""
         with self.mutex:
             item = self.currently_running.pop(item_id)
             self._stops.pop(item[1], None)
+            self._admitted[item[1]] = item
             heapq.heappush(self.queue, item)
             self.server.queue_updated()
 
@@ -127,8 +177,8 @@ class SharedQueue(execution.PromptQueue):
 
     def put(self, item: Item) -> None:
         with self.mutex:
-            if self._desk is not None:
-                self._desk.added(item)
+            if not self._has(item[1]):
+                self._admit(item)
             super().put(item)
 
     def get(self, timeout: float | None = None) -> tuple[Item, int] | None:
@@ -149,8 +199,10 @@ class SharedQueue(execution.PromptQueue):
             prompt_id = self.currently_running[item_id][1]
             self._stops.pop(prompt_id, None)
             super().task_done(item_id, history_result, status, process_item)
+            self._recorder.end(prompt_id, well=status is not None and status.completed)
             if self._desk is not None:
-                self._desk.ended(prompt_id, well=status is not None and status.completed)
+                self._desk.ended(prompt_id)
+            self._admit_next(prompt_id)
 
     def wipe_queue(self) -> None:
         with self.mutex:
@@ -160,9 +212,9 @@ class SharedQueue(execution.PromptQueue):
 
     def delete_queue_item(self, function: Callable[[Item], bool]) -> bool:
         with self.mutex:
-            before = {item[1] for item in self.queue}
+            before = Counter(item[1] for item in self.queue)
             deleted: bool = super().delete_queue_item(function)
-            self._tell_gone(sorted(before - {item[1] for item in self.queue}))
+            self._tell_gone(before - Counter(item[1] for item in self.queue))
             return deleted
 
     def interrupt_if_running(self, prompt_id: str) -> bool:
@@ -187,10 +239,36 @@ class SharedQueue(execution.PromptQueue):
         for prompt_id in prompt_ids:
             self.interrupt_elsewhere(prompt_id)
 
-    def _tell_gone(self, prompt_ids: list[str]) -> None:
-        for prompt_id in prompt_ids if self._desk is not None else ():
-            assert self._desk is not None
-            self._desk.gone(prompt_id)
+    def _tell_gone(self, prompt_ids: Iterable[str]) -> None:
+        running = {item[1] for item in self.currently_running.values()}
+        for prompt_id in sorted(set(prompt_ids) - running):
+            self._recorder.end(prompt_id)
+            if self._desk is not None:
+                self._desk.gone(prompt_id)
+            self._admit_next(prompt_id)
+
+    def _has(self, prompt_id: str) -> bool:
+        return any(item[1] == prompt_id for item in (*self.currently_running.values(), *self.queue))
+
+    def _next_of(self, prompt_id: str) -> Item:
+        """The waiting prompt of that name whose turn it is: not another one put before it."""
+        named: list[Item] = [item for item in self.queue if item[1] == prompt_id]
+        admitted = self._admitted.get(prompt_id)
+        return next((item for item in named if item is admitted), min(named, key=_turn))
+
+    def _admit(self, item: Item) -> None:
+        self._admitted[item[1]] = item
+        self._recorder.put(item)
+        if self._desk is not None:
+            self._desk.added(item)
+
+    def _admit_next(self, prompt_id: str) -> None:
+        """It is gone: now comes the next one of that name."""
+        self._admitted.pop(prompt_id, None)
+        named = [item for item in self.queue if item[1] == prompt_id]
+        if named:
+            self._admit(min(named, key=_turn))
+            self.not_empty.notify_all()
 
     def _get_unshared(self, timeout: float | None) -> tuple[Item, int] | None:
         """As ComfyUI's own, which would take what comes while it waits though it is shared then."""
@@ -201,8 +279,7 @@ class SharedQueue(execution.PromptQueue):
                     break
             if not self.queue or self._desk is not None:
                 return None
-            item = heapq.heappop(self.queue)
-            return item, self._begin(item)
+            return self._take_first(self.queue)
 
     def _get_from(self, desk: Desk, timeout: float | None) -> tuple[Item, int] | None:
         """What only the master may run, else what the desk offers; None if there is nothing now."""
@@ -210,27 +287,43 @@ class SharedQueue(execution.PromptQueue):
             own = self._take_own(desk)
             if own is not None:
                 return own
+            changes = self._changes
             desk.ready()
             if self._offered is None:
                 self.not_empty.wait(timeout)
         # Without the lock, which an offer needs.
         retracted = desk.retract()
         with self.mutex:
-            while not retracted and self._offered is None and self._desk is desk:
+            while not retracted and self._offered is None and self._changes == changes:
                 self.not_empty.wait()
             if self._offered is not None:
                 offered, self._offered = self._offered, None
                 return self.take(offered)
-            return self._take_own(desk) if self._desk is desk else None
+            return self._take_own(desk) if self._changes == changes else None
 
     def _take_own(self, desk: Desk) -> tuple[Item, int] | None:
         """The next prompt that only the master may run."""
         own = [item for item in self.queue if not desk.is_shared(item[1])]
-        return self.take(min(own)[1]) if own else None
+        return self._take_first(own) if own else None
+
+    def _take_first(self, items: Iterable[Item]) -> tuple[Item, int]:
+        """By turn, as ComfyUI's own, but see the class."""
+        return self._take(self._next_of(min(items, key=_turn)[1]))
+
+    def _take(self, item: Item) -> tuple[Item, int]:
+        self.queue[:] = [each for each in self.queue if each is not item]
+        heapq.heapify(self.queue)
+        return item, self._begin(item)
 
     def _begin(self, item: Item) -> int:
         item_id: int = self.task_counter
         self.currently_running[item_id] = copy.deepcopy(item)
         self.task_counter += 1
+        self._recorder.start(item[1])
         self.server.queue_updated()
         return item_id
+
+
+def _turn(item: Item) -> tuple[float, str]:
+    """Prompts cannot be compared."""
+    return item[:2]

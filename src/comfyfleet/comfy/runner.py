@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-import nodes
 
 from comfyfleet.client.attempt import Attempt, throttled
 from comfyfleet.client.comfyui import ComfyClient
@@ -15,6 +14,7 @@ from comfyfleet.client.link import Endpoint, Link
 from comfyfleet.client.names import named_files
 from comfyfleet.client.pictures import ATTEMPT, RETURN_NODE
 from comfyfleet.comfy import returns, shipped
+from comfyfleet.comfy.inventory import is_output
 from comfyfleet.comfy.mirror import MirrorRunner, Tell
 from comfyfleet.comfy.values import pack
 from comfyfleet.graph import node_digests, with_input
@@ -78,19 +78,13 @@ class Runner:
         """
         digests = node_digests(prompt)
         again = {key for key, node in prompt.items() if node["class_type"] == RETURN_NODE}
-        saving = {key for key, node in prompt.items() if _is_output(node)} - again
+        saving = {key for key, node in prompt.items() if is_output(node["class_type"])} - again
         again |= {node_id for node_id in saving if digests[node_id] in self._outputs_seen}
         self._outputs_seen |= {digests[node_id] for node_id in saving}
         return {
             node_id: with_input(node, ATTEMPT, key) if node_id in again else node
             for node_id, node in prompt.items()
         }
-
-
-def _is_output(node: Mapping[str, Any]) -> bool:
-    # An unknown class is left to ComfyUI's validation, which names it.
-    cls = nodes.NODE_CLASS_MAPPINGS.get(node["class_type"])
-    return bool(getattr(cls, "OUTPUT_NODE", False))
 
 
 def _take_files(outputs: Mapping[str, Mapping[str, Any]]) -> Iterator[OutputFile]:

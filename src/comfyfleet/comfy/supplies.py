@@ -1,9 +1,8 @@
-"""On a node of a cluster: what a prompt needs there, and the input files that come with it."""
+"""On a node of a cluster: what a prompt needs there."""
 
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,16 @@ import folder_paths
 import nodes
 import psutil
 
-from comfyfleet.client.digests import sha256_of
-from comfyfleet.client.files import DIGITS, FOLDER
 from comfyfleet.client.inventory import Inventory, Need
 from comfyfleet.client.weights import weights_bytes
 from comfyfleet.comfy.inventory import described, device_memory
-from comfyfleet.errors import InputError
-from comfyfleet.graph import LOADER_INPUTS, find_files
+from comfyfleet.graph import LOADER_INPUTS, find_files, is_file
 from comfyfleet.work import Prompt
 
 
 def fitted(
     prompt: Prompt, coming: frozenset[str]
-) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+) -> tuple[dict[str, Mapping[str, Any]], list[Need | str]]:
     """The prompt with names of models as they are spelled here, and all that is missing here.
 
     ``coming``: files that are sent before it runs.
@@ -34,7 +30,7 @@ def fitted(
     own = Inventory("this node", described(classes | {"SaveImage"}))
     adapted = own.adapted(prompt)
     missing = own.missing(adapted, coming | _own_files(adapted))
-    lacking = [str(need) for need in missing if not _judges_itself(need)]
+    lacking: list[Need | str] = [need for need in missing if not _judges_itself(need)]
     needed, has = weights_bytes(adapted, _model_folders()), _memory()
     if needed > has:
         has_gb = f"it has {has / 1e9:.1f} GB"
@@ -56,7 +52,7 @@ def _own_files(prompt: Prompt) -> frozenset[str]:
     """What lies in this machine's own folders: lists of choices leave some of it out."""
 
     def exists(folder: str, name: str) -> bool:
-        return (Path(folder_paths.get_directory_by_type(folder)) / name).is_file()
+        return is_file(Path(folder_paths.get_directory_by_type(folder)) / name)
 
     found = find_files(prompt, exists)
     names = (name for ref in found for name in (ref.name, f"{ref.name} [{ref.folder}]"))
@@ -72,40 +68,3 @@ def _memory() -> int:
     """Bytes of this machine's memory, and of the device's where that has some of its own."""
     own = comfy.model_management.get_torch_device().type not in ("cpu", "mps")
     return int(psutil.virtual_memory().total) + (device_memory()[1] if own else 0)
-
-
-def take(name: str, worker: str, size: int, start: int, data: bytes) -> int:
-    """Add the next bytes of an input file; how many of its bytes are here then.
-
-    Those that are not the next ones change nothing, so no bytes at all are a question. Each worker
-    of a node writes a part of its own. Raises InputError if the file cannot be kept.
-    """
-    target = Path(folder_paths.get_input_directory()) / FOLDER / name
-    part = target.with_name(f"{name}.{worker}.part")
-    try:
-        if target.is_file() and _size(target) == size:
-            return size
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if start == _size(part):
-            with part.open("ab") as file:
-                file.write(data)
-        here = _size(part)
-        return here if here < size else _finish(part, target, size)
-    except OSError as error:
-        raise InputError(
-            f"an input file cannot be kept in {target.parent}: {error.strerror or error}. Look at "
-            "rights, and at room on the disk."
-        ) from None
-
-
-def _finish(part: Path, target: Path, size: int) -> int:
-    """Give it its name if it is what the name says."""
-    if _size(part) == size and sha256_of(part)[:DIGITS] == target.stem:
-        os.replace(part, target)
-        return size
-    part.unlink()
-    raise InputError(f"{target.name} arrived damaged, or was changed on its way; run it again.")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import comfy.model_management
@@ -23,6 +23,10 @@ TileFunction: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 #: An algorithm of ComfyUI that calls a function for each tile, one after the other.
 Driver: TypeAlias = Callable[[TileFunction], torch.Tensor]
 
+#: ComfyUI's list of loaded models is made for one thread, but tiles of the next picture are cut,
+#: and those of the last one joined, in another one than a VAE computes in. Its VAE loads then too.
+_loading = threading.Lock()
+
 
 def tiles_of(driver: Driver, shape_of: Callable[[torch.Tensor], Sequence[int]]) -> list[Any]:
     """What the driver's function is called with, in order. ``shape_of``: what a tile becomes."""
@@ -32,15 +36,55 @@ def tiles_of(driver: Driver, shape_of: Callable[[torch.Tensor], Sequence[int]]) 
         found.append(tile.cpu())
         return torch.zeros(1).expand(*shape_of(tile))
 
-    with silent():
+    with _loading, silent():
         driver(record)
     return found
+
+
+def glimpse(
+    source: torch.Tensor,
+    tiles: Sequence[torch.Tensor],
+    results: Mapping[int, torch.Tensor],
+    side: int,
+) -> torch.Tensor:
+    """What has come of the first picture so far, [1, C, (1), h, w], about ``side`` large at most.
+
+    ``source`` is what was cut into tiles; ``results`` are those of some of them, by their numbers.
+    """
+    some = next(iter(results.values()))
+    scale = some.shape[-1] / tiles[next(iter(results))].shape[-1]
+    height, width = (round(each * scale) for each in source.shape[-2:])
+    step = max(1, max(height, width) // side)
+    flat = some.shape[2:-2] and (1,)
+    found = torch.zeros(1, some.shape[1], *flat, -(-height // step), -(-width // step))
+    for number, result in results.items():
+        if (place := _place_of(tiles[number], source)) is not None:
+            top, left = (round(each * scale) for each in place)
+            first = result[:1, :, :1] if flat else result[:1]
+            part = first[..., -top % step :: step, -left % step :: step]
+            area = found[..., -(-top // step) :, -(-left // step) :]
+            height, width = (
+                min(*each) for each in zip(part.shape[-2:], area.shape[-2:], strict=True)
+            )
+            area[..., :height, :width] = part[..., :height, :width]
+    return found
+
+
+def _place_of(tile: torch.Tensor, whole: torch.Tensor) -> tuple[int, int] | None:
+    """Row and column of ``whole`` where a tile of it begins; None if the tile is a copy."""
+    if tile.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+        return None
+    offset, begins = tile.storage_offset() - whole.storage_offset(), [0] * whole.ndim
+    for dim in sorted(range(whole.ndim), key=whole.stride, reverse=True):
+        if whole.shape[dim] > 1 and whole.stride(dim):
+            begins[dim], offset = divmod(offset, whole.stride(dim))
+    return begins[-2], begins[-1]
 
 
 def joined(driver: Driver, results: Sequence[torch.Tensor]) -> torch.Tensor:
     """What the driver makes of the tiles' results, given in the order of ``tiles_of``."""
     left = iter(results)
-    with silent():
+    with _loading, silent():
         whole = driver(lambda tile: next(left).to(tile.device))
     if next(left, None) is not None:
         raise ComfyFleetError("fewer tiles were asked for than were computed.")
@@ -82,10 +126,14 @@ class _Stand:
         return getattr(self._model, name)
 
 
-def with_function(vae: Any, function: TileFunction) -> Any:
-    """A VAE of ComfyUI whose model is this function."""
+def with_function(vae: Any, function: TileFunction, dtype: torch.dtype | None = None) -> Any:
+    """A VAE of ComfyUI whose model is this function. It gets tiles as they are cut, on the CPU, if
+    ``dtype`` is that of what is cut, and needs no memory: each tile asks for its own."""
     stand = copy.copy(vae)
     stand.first_stage_model = _Stand(vae.first_stage_model, function)
+    stand.device = torch.device("cpu")
+    stand.vae_dtype = dtype or vae.vae_dtype
+    stand.memory_used_decode = stand.memory_used_encode = lambda shape, dtype: 0
     return stand
 
 
@@ -107,7 +155,8 @@ def encode_tile(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 def _load(vae: Any, memory: float) -> None:
     vae.throw_exception_if_invalid()
-    comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory)
+    with _loading:
+        comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory)
 
 
 def upscale_tile(upscale_model: Any, pixels: torch.Tensor) -> torch.Tensor:

@@ -69,6 +69,7 @@ def group_parcel(
         "picture": views.picture,
         "original": views.original,
         "size": views.size,
+        "unit": views.unit,
         "pictures": (views.first, views.count, views.total),
         "noise": None if noise is None else list(noise),
         "denoise": denoise,
@@ -131,6 +132,7 @@ def _views(group: Mapping[str, Any]) -> Views:
         picture=tuple(group["picture"]),
         original=tuple(group["original"]),
         size=tuple(group["size"]),
+        unit=group["unit"],
         first=first,
         count=count,
         total=total,
@@ -170,7 +172,10 @@ def _decode(sampling: Sampling, samples: torch.Tensor) -> torch.Tensor:
 
 
 def resized(pictures_BHWC: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """Pictures at another size by Lanczos, each colour in floats; the same if they have that."""
+    """Pictures at another size by Lanczos, each colour in floats; the same if they have that.
+
+    It makes edges brighter than white and darker than black, which other nodes do not expect: cut.
+    """
     if pictures_BHWC.shape[1:3] == (height, width):
         return pictures_BHWC
     planes = pictures_BHWC.float().cpu().movedim(-1, 1).reshape(-1, *pictures_BHWC.shape[1:3])
@@ -181,4 +186,5 @@ def resized(pictures_BHWC: torch.Tensor, width: int, height: int) -> torch.Tenso
         for plane in planes.contiguous()
     ]
     shape = (pictures_BHWC.shape[0], pictures_BHWC.shape[3], height, width)
-    return torch.from_numpy(np.stack(found)).reshape(shape).movedim(1, -1).contiguous()
+    found_BCHW = torch.from_numpy(np.stack(found)).clamp_(0.0, 1.0).reshape(shape)
+    return found_BCHW.movedim(1, -1).contiguous()

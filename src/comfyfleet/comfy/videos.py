@@ -20,8 +20,9 @@ from comfyfleet.errors import InputError
 
 #: Sound that an MP4 file can hold as it is; other sound becomes AAC.
 _KEPT_SOUND = frozenset({"aac", "ac3", "alac", "eac3", "mp3", "opus"})
-#: Visually lossless for x264: the file is an intermediate result.
-_QUALITY = "16"
+#: Visually lossless for x264: the file is an intermediate result. Its macroblock tree gives other
+#: bytes each time when it uses several threads; without it equal frames are equal files.
+_ENCODING = {"crf": "16", "preset": "medium", "x264-params": "mbtree=0"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +141,7 @@ class Writer:
         self._video.width, self._video.height = width, height
         # Colours at half the size need even sides.
         self._video.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
-        self._video.options = {"crf": _QUALITY, "preset": "medium"}
+        self._video.options = dict(_ENCODING)
         self._sound = _Sound(reader, self._file)
         self._first: int | None = None
 

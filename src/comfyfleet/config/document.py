@@ -81,7 +81,8 @@ def line_of(data: Any, place: Place) -> int:
     line = 0
     for step in place:
         if isinstance(data, CommentedMap) and step in data:
-            line = data.lc.key(step)[0]
+            at = data.lc.key(step)  # None in an ordered map (!!omap)
+            line = at[0] if at else line
         elif isinstance(data, CommentedSeq) and isinstance(step, int):
             line = data.lc.item(step)[0]
         else:

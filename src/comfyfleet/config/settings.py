@@ -146,8 +146,8 @@ MASTER_COMPUTES = Setting(
     flag="--master",
     kind=SWITCH,
     default=True,
-    help="With a shared queue: true: the master computes too. false: it runs only what no worker "
-    "may run.",
+    help="true: the master computes too. false: it computes only what no worker may: no share of a "
+    "collector, no tile, and with a shared queue no prompt that a worker can run.",
 )
 JOURNAL = Setting(
     key="journal",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import nodes
 from comfy_api.latest import ComfyExtension, io
 
-from comfyfleet.extension import branches, watch
+from comfyfleet.extension import watch
 from comfyfleet.extension.nodes import LEGACY_NODES, NODES
+from comfyfleet.extension.shares import branches
 
 
 class Extension(ComfyExtension):

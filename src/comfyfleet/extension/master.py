@@ -18,16 +18,17 @@ from comfyfleet.comfy import inventory, prompts
 from comfyfleet.comfy.places import Places
 from comfyfleet.config import Remote, is_worker
 from comfyfleet.errors import FleetError, InputError, WorkflowError
-from comfyfleet.extension.collection import Collection, Request
 from comfyfleet.extension.owner import owner_folder, read_config
-from comfyfleet.extension.pieces import Pieces
-from comfyfleet.extension.shipping import Cargo, Plan, Unshippable, load, plan_shares
-from comfyfleet.extension.switch import Switch, shared_queue
+from comfyfleet.extension.queue.switch import Switch
+from comfyfleet.extension.shares.collection import Collection, Request
+from comfyfleet.extension.shares.pieces import Pieces
+from comfyfleet.extension.shares.shipping import Cargo, Plan, Unshippable, load, plan_shares
 from comfyfleet.fleet import Fleet, Host, Service
 from comfyfleet.fleet.gangs import Gang, GangRequest
 from comfyfleet.fleet.spec import log_file, worker_ids
 from comfyfleet.graph import (
     Link,
+    exclusive,
     problem_at,
     slice_bounds,
     used_outputs,
@@ -79,6 +80,14 @@ class Master:
         return self._service.has_workers
 
     @property
+    def computes(self) -> bool:
+        """False if the owner wants this process to compute nothing that its workers can.
+
+        Raises InputError for a wrong setting.
+        """
+        return self.switch is None or self.switch.master_computes or not self.has_workers
+
+    @property
     def worker_names(self) -> list[str]:
         """The workers that the fleet has, or will have."""
         return self._service.names
@@ -108,7 +117,7 @@ class Master:
     def watch_queue(self) -> None:
         """Take over ComfyUI's queue, so that it can be shared; once, before it is used."""
         self.places.watch_own_nodes()
-        self.switch = Switch(shared_queue(), self.places, self._service)
+        self.switch = Switch(self.places, self._service)
         self.switch.turn_on_if_set()
 
     def running_fleet(self) -> Fleet:
@@ -209,7 +218,12 @@ class Master:
         return running.node_classes if running else frozenset(inventory.node_classes())
 
     def fleet_if_idle(self) -> Future[Fleet] | None:
-        """The fleet, perhaps starting; None if all of its workers are busy, or will be."""
+        """The fleet, perhaps starting; None if this process computes sooner than its workers.
+
+        They are all busy then, or will be.
+        """
+        if not self.computes:
+            return self._service.fleet_soon()
         running = self._service.running
         if running is None or not running.workers:
             promised = sum(each.begun for each in list(self._collections.values()))
@@ -240,6 +254,9 @@ class Master:
                 "delegate is on, but the fleet has no worker: set COMFYFLEET_WORKERS to devices "
                 "for workers, or turn delegate off."
             )
+        elif not request.delegate and not self.computes:
+            away = not _is_needed_here(request, prompt)
+            request = replace(request, delegate=away, spared=True)
         ships = self.has_workers and (request.delegate or request.shares != 1)
 
         def planner(refused: set[Link]) -> Plan:
@@ -270,7 +287,7 @@ class Master:
         collection.cut(cargo)
         _warn_if_equal(collection, shares)
         elsewhere = range(0 if request.delegate else 1, shares)
-        pieces = Pieces(collection.prompt, collection.links, cargo, workers)
+        pieces = Pieces(collection.prompt, collection.links, cargo, workers, self.computes)
         can_halve = used_outputs(collection.prompt, request.node_id) <= _SAME_IN_PARTS
         units = [pieces.unit_of(i, cargo.items_of(i) if can_halve else 1) for i in elsewhere]
         collection.begin(pieces, units)
@@ -278,7 +295,10 @@ class Master:
             collection.hand_over(fleet())
 
     def _watch(self) -> None:
-        """Cancel collections whose prompt has ended without them: failed, or cancelled."""
+        """Cancel collections whose prompt has ended without them: failed, or cancelled.
+
+        And the other way round: without the shares of others, this ComfyUI's own is for nothing.
+        """
         pause = threading.Event()
         while True:
             pause.wait(_WATCH_INTERVAL_S)
@@ -290,8 +310,14 @@ class Master:
                 logger.exception("cannot see which prompts run; looking again")
                 continue
             for key in known:
-                if key[0] not in running:
-                    self._cancel(key)
+                self._look_after(key, running)
+
+    def _look_after(self, key: tuple[str, str], running: set[str]) -> None:
+        """In a frame that ends: one that waits would keep the last collection, with its results."""
+        if key[0] not in running:
+            self._cancel(key)
+        elif (found := self._collections.get(key)) and found.cancelled:
+            prompts.interrupt_if_running(key[0])
 
     def _cancel(self, key: tuple[str, str]) -> None:
         with self._lock:
@@ -308,6 +334,12 @@ def _model_folders() -> tuple[Path, ...]:
 
 def _folder(name: str) -> Path:
     return Path(folder_paths.get_directory_by_type(name)).resolve()
+
+
+def _is_needed_here(request: Request, prompt: Mapping[str, Any]) -> bool:
+    """Is the first share computed here whoever collects, as another output needs it?"""
+    own = exclusive(prompt, request.node_id, inventory.is_output)
+    return any(link[0] not in own for link in request.inputs.values())
 
 
 def _warn_if_equal(collection: Collection, shares: int) -> None:

@@ -9,17 +9,17 @@ import server
 from aiohttp import web
 
 from comfyfleet.config import is_worker
-from comfyfleet.extension import (
+from comfyfleet.extension.master import master
+from comfyfleet.extension.routes import (
     access,
     configuring,
+    control,
     guest,
     insight,
     joining,
     models,
     pairing,
-    routes,
 )
-from comfyfleet.extension.master import master
 
 _FREE = ("/free", "/api/free")
 _INTERRUPT = ("/interrupt", "/api/interrupt")
@@ -33,7 +33,7 @@ def install() -> None:
         server.PromptServer.instance.app.middlewares.append(_watch)
         master().watch_queue()
         access.install()
-        routes.install()
+        control.install()
         pairing.install()
         insight.install()
         guest.install()
@@ -59,7 +59,8 @@ async def _interrupt(request: web.Request, handler: Handler) -> web.StreamRespon
     except ValueError:
         body = {}
     prompt_id = body.get("prompt_id") if isinstance(body, dict) else None
+    named = str(prompt_id) if prompt_id else None  # whatever was sent
     switch = master().switch
-    if switch is not None and switch.interrupt(prompt_id or None) and prompt_id:
+    if switch is not None and switch.interrupt(named) and named:
         return web.Response(status=200)
     return await handler(request)

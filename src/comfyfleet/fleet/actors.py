@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,16 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from comfyfleet.errors import FleetError, InputError, Problem, Unfit, WorkerStartError
-from comfyfleet.fleet.cluster_worker import NodeSpec, NodeWorker
+from comfyfleet.client.greeting import clock_note
+from comfyfleet.errors import (
+    FleetError,
+    InputError,
+    Problem,
+    Unfit,
+    Unreachable,
+    WorkerStartError,
+)
+from comfyfleet.fleet.cluster_worker import NodeSpec, NodeWorker, node_addresses
 from comfyfleet.fleet.remote import RemoteSpec, RemoteWorker
 from comfyfleet.fleet.spec import WorkerSpec
 from comfyfleet.fleet.supplies import Supplies
@@ -107,6 +116,8 @@ class Actors:
         info = await self._started(worker_id)
         try:
             self._classes[worker_id] = frozenset(await self._call(worker_id, "node_classes"))
+            if isinstance(spec, NodeSpec):
+                info = await self._with_clock(info)
         except _GONE as error:
             why = f"its process ended: {_first_line(error)}"
             raise WorkerStartError(_why_not_started(self._specs[worker_id], why)) from None
@@ -123,6 +134,11 @@ class Actors:
             return answer
         ray.kill(self._handles[worker_id])
         raise WorkerStartError(_why_not_started(self._specs[worker_id], answer.message))
+
+    async def _with_clock(self, info: WorkerInfo) -> WorkerInfo:
+        """With a note if the clock of its node is far off: it answers within a second."""
+        off_by_s = await self._call(info.id, "clock") - time.time()
+        return replace(info, note="; ".join(filter(None, (info.note, clock_note(off_by_s)))))
 
     async def check(self, prompt: Prompt) -> list[Problem]:
         """What is wrong with a prompt, unless a live worker finds nothing wrong with it."""
@@ -258,6 +274,23 @@ class Actors:
         except (asyncio.TimeoutError, ray.exceptions.RayError):
             return None
         return found
+
+    @property
+    def nodes(self) -> dict[str, str]:
+        """The living workers on nodes of a cluster, each with its node's address."""
+        return node_addresses(list(self._specs.values()), self.infos)
+
+    async def ask(self, worker_id: str, method: str, *args: Any) -> Any:
+        """Call a method of a worker on a node. Raises InputError with its Failure, Unreachable."""
+        if worker_id not in self.nodes:
+            raise Unreachable(worker_id, "it does not run now; see `comfyfleet top`")
+        try:
+            answer = await self._call(worker_id, method, "control", *args)
+        except ray.exceptions.RayError as error:
+            raise Unreachable(worker_id, _first_line(error).rstrip(".")) from None
+        if isinstance(answer, Failure):
+            raise InputError(f"{worker_id}: {answer.message}")
+        return answer
 
     def kill(self, worker: WorkerInfo) -> None:
         """End a worker's process; nothing happens if it has ended already."""

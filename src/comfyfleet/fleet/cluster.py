@@ -124,7 +124,10 @@ def check_cluster(cluster: Cluster) -> bool:
         _check_token(cluster)
         return True
     if answer != cluster_probe.OPEN:
-        raise FleetError(f"what answers at {cluster.address} is no Ray head: {answer}")
+        raise FleetError(
+            f"what answers at {cluster.address} is no Ray head ({answer.rstrip('.')}). Give the "
+            "address that `comfyfleet head` prints."
+        )
     if cluster.insecure:
         return False
     raise FleetError(

@@ -11,13 +11,16 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from comfyfleet.client.greeting import too_old
+from comfyfleet.client.inventory import Need
 from comfyfleet.client.setup import Setup, own_setup
 from comfyfleet.config import WORKER_MARK, find_comfyui, pack_dir
 from comfyfleet.errors import ComfyFleetError, InputError
@@ -63,6 +66,15 @@ class NodeSpec:
         return {"num_gpus": 1, "resources": node}
 
 
+def node_addresses(specs: Iterable[object], living: Container[str]) -> dict[str, str]:
+    """Those of the living workers on nodes, by their names and in the order of ``specs``.
+
+    That is not the order of their starts: a node is called by its first one.
+    """
+    nodes = [spec for spec in specs if isinstance(spec, NodeSpec) and spec.id in living]
+    return {spec.id: spec.address for spec in nodes}
+
+
 class NodeWorker(Worker):
     """The actor on a cluster's node."""
 
@@ -77,7 +89,17 @@ class NodeWorker(Worker):
             self._fault = str(error)
             return
         super().__init__(self._own)
+        if not self._fault:
+            self._open_stores(self._own.id)
         threading.Thread(target=_tend_log, args=(self._own.log_file,), daemon=True).start()
+
+    def _open_stores(self, worker: str) -> None:
+        """Before anybody calls: two calls at once must find the same ones, and their locks."""
+        from comfyfleet.comfy.inputs import Inputs
+        from comfyfleet.comfy.prompts import queued_text
+        from comfyfleet.comfy.stock import Stock
+
+        self._inputs, self._stock = Inputs(worker, queued_text), Stock()
 
     def info(self) -> WorkerInfo | Failure:
         """Who this is, or why it could not start, with the end of its log."""
@@ -93,7 +115,7 @@ class NodeWorker(Worker):
 
     def fitted(
         self, prompt: Prompt, coming: frozenset[str]
-    ) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    ) -> tuple[dict[str, Mapping[str, Any]], list[Need | str]]:
         """A prompt as it can run here, and what it lacks; see ``comfy.supplies``."""
         from comfyfleet.comfy import supplies
 
@@ -101,13 +123,21 @@ class NodeWorker(Worker):
 
     def take(self, name: str, size: int, start: int, data: bytes) -> int | Failure:
         """The next bytes of an input file; how many are here, or why they cannot be."""
-        from comfyfleet.comfy import supplies
-
-        assert self._own is not None
         try:
-            return supplies.take(name, self._own.id, size, start, data)
-        except InputError as error:  # as a value: Ray would wrap it
+            return self._inputs.take(name, size, start, data)
+        except ComfyFleetError as error:  # as a value: Ray would wrap it
             return Failure(message=str(error))
+
+    def stock(self, method: str, *args: Any) -> Any:
+        """What a method of ``comfy.stock.Stock`` returns, or why it cannot, as a Failure."""
+        try:
+            return self._comfy.call(getattr(self._stock, method)(*args))
+        except (ComfyFleetError, OSError) as error:
+            return Failure(message=str(error))
+
+    def clock(self) -> float:
+        """What the node's clock says, in seconds since 1970."""
+        return time.time()
 
     def log(self, lines: int) -> list[str]:
         """The last lines of its log."""
@@ -119,9 +149,11 @@ def describe_node(comfyui: str) -> dict[str, str]:
     """What a master wants to know of the node where this is called; ``fault``: why it is no use."""
     own = {"code": code_digest(), "version": own_version()}
     try:
-        return {**own, "comfyui": str(_comfyui_here(Path(comfyui))), "fault": ""}
+        here = _comfyui_here(Path(comfyui))
     except InputError as error:
         return {**own, "comfyui": "", "fault": str(error)}
+    fault = too_old(str(here), own_setup(here, ()).comfyui)
+    return {**own, "comfyui": str(here), "fault": fault}
 
 
 @cache

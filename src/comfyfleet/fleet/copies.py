@@ -1,6 +1,6 @@
 """Copies of models to workers elsewhere, from here or another one, and how far each has come.
 
-They run in a thread of their own, one at a time for each worker and each over one connection, so
+They run in a thread of their own, one at a time for each place and each over one connection, so
 that results are not kept waiting.
 """
 
@@ -17,21 +17,18 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from comfyfleet.client.digests import Digests
-from comfyfleet.client.guest import Guest
-from comfyfleet.client.link import Link
 from comfyfleet.client.models import (
     FileReader,
-    LinkReader,
     ModelElsewhere,
     ModelFile,
     Reader,
     Sending,
+    Site,
+    StoreReader,
     Tell,
     send_model,
 )
-from comfyfleet.config import Remote
 from comfyfleet.errors import ComfyFleetError, InputError
-from comfyfleet.fleet.remote import endpoint_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +72,10 @@ class Copies:
         self._tasks: dict[str, Future[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        #: Whose turn it is, by worker.
+        #: Whose turn it is, by the place of workers.
         self._turns: dict[str, asyncio.Lock] = {}
 
-    def begin(self, model: Model, remote: Remote, source: str = "") -> Copy:
+    def begin(self, model: Model, site: Site, source: str = "") -> Copy:
         """Begin a copy, or join the one of this file to this worker. Raises InputError, OSError.
 
         ``source``: the name of the worker whose model it is.
@@ -86,13 +83,13 @@ class Copies:
         with self._lock:
             for each in self._copies.values():
                 same = (each.worker, each.folder, each.file)
-                if each.state not in ENDED and same == (remote.name, model.folder, model.name):
+                if each.state not in ENDED and same == (site.name, model.folder, model.name):
                     return each
             if sum(each.state not in ENDED for each in self._copies.values()) >= _MAX_OPEN:
                 raise InputError(f"{_MAX_OPEN} copies wait already; let some end first.")
             copy = Copy(
                 id=str(next(self._numbers)),
-                worker=remote.name,
+                worker=site.name,
                 source=source,
                 folder=model.folder,
                 file=model.name,
@@ -100,7 +97,7 @@ class Copies:
             )
             self._copies[copy.id] = copy
             self._forget_old()
-            self._tasks[copy.id] = self._start(self._run(copy.id, model, remote))
+            self._tasks[copy.id] = self._start(self._run(copy.id, model, site))
         return copy
 
     def shown(self) -> list[Copy]:
@@ -126,38 +123,38 @@ class Copies:
             self._thread.join()
             self._loop.close()
 
-    async def _run(self, copy_id: str, model: Model, remote: Remote) -> None:
+    async def _run(self, copy_id: str, model: Model, site: Site) -> None:
         try:
-            async with self._turns.setdefault(remote.name, asyncio.Lock()):
-                await self._copy(copy_id, model, remote)
+            async with self._turns.setdefault(site.place, asyncio.Lock()):
+                await self._copy(copy_id, model, site)
         except (ComfyFleetError, OSError) as error:
-            logger.warning("%s was not copied to %s: %s", model.name, remote.name, error)
+            logger.warning("%s was not copied to %s: %s", model.name, site.name, error)
             self._change(copy_id, state="failed", error=str(error))
         except Exception as error:
-            logger.exception("%s was not copied to %s", model.name, remote.name)
+            logger.exception("%s was not copied to %s", model.name, site.name)
             self._change(copy_id, state="failed", error=f"{type(error).__name__}: {error}")
 
-    async def _copy(self, copy_id: str, model: Model, remote: Remote) -> None:
-        link = Link(endpoint_of(remote), patience_s=_PATIENCE_S)
+    async def _copy(self, copy_id: str, model: Model, site: Site) -> None:
+        store = site.open(_PATIENCE_S)
         reader = self._reader(model)
         try:
-            if await Guest(link).hello() is None:
+            if not await store.has_extension():
                 raise InputError(
-                    f"worker {remote.name} has not this extension: install it there, or put "
+                    f"worker {site.name} has not this extension: install it there, or put "
                     f"{model.name} into its folder {model.folder} by hand."
                 )
             self._change(copy_id, state="reading")
             sha256 = await reader.digest()
-            await send_model(link, model, reader, sha256, self._teller(copy_id))
-            logger.info("%s was copied to %s", model.name, remote.name)
+            await send_model(store, model, reader, sha256, self._teller(copy_id))
+            logger.info("%s was copied to %s", model.name, site.name)
         finally:
             await reader.close()
-            await link.close()
+            await store.close()
 
     def _reader(self, model: Model) -> Reader:
         if isinstance(model, ModelFile):
             return FileReader(model, self._digests)
-        return LinkReader(model, _PATIENCE_S)
+        return StoreReader(model, _PATIENCE_S)
 
     def _teller(self, copy_id: str) -> Tell:
         begun: list[tuple[float, int]] = []

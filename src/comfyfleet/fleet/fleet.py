@@ -10,8 +10,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfyfleet.config import Remote, pack_dir
 from comfyfleet.errors import FleetError, Problem
@@ -81,8 +82,6 @@ class Fleet:
         """
         self._cluster = cluster
         self._slots: Slots | None = None
-        #: Sentences about what of the cluster is left out, and why.
-        self.notes: list[str] = []
         self._devices = list(devices)
         self._remotes = list(remotes)
         self._host = host
@@ -141,6 +140,16 @@ class Fleet:
     def workers(self) -> list[WorkerInfo]:
         """The workers that are alive."""
         return list(self._actors.infos.values()) if self._actors else []
+
+    @property
+    def nodes(self) -> dict[str, str]:
+        """The living workers on nodes of a cluster, each with its node's address."""
+        return self._actors.nodes if self._actors else {}
+
+    def ask(self, worker_id: str, method: str, *args: Any) -> Any:
+        """Call a method of a worker on a node. Raises InputError, FleetError."""
+        assert self._actors is not None
+        return self._loop.wait_for(self._actors.ask(worker_id, method, *args))
 
     @property
     def started(self) -> bool:
@@ -221,10 +230,16 @@ class Fleet:
 
     def snapshot(self) -> Snapshot:
         """Everything at this moment, with memory: it may have to wait a second for that."""
-        return self._memory.complete(self.ledger.snapshot())
+        found = replace(self.ledger.snapshot(), notes=tuple(self.notes))
+        return self._memory.complete(found)
 
     def _ask_memory(self) -> DeviceMemory:
         return self._care.ask_memory() if self._care is not None and self._loop.alive else {}
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about what of the cluster is left out now, and why."""
+        return self._slots.notes if self._slots else []
 
     @property
     def node_classes(self) -> frozenset[str]:
@@ -308,11 +323,11 @@ class Fleet:
         from comfyfleet.fleet.slots import Slots
 
         self._slots = Slots(self._host)
-        specs, self.notes = self._slots.look()
-        for note in self.notes:
+        specs, notes = self._slots.look()
+        for note in notes:
             logger.warning("%s", note)
         if not (specs or self._devices or self._remotes):
-            why = " ".join(self.notes) or "No node offers one; `comfyfleet join` does."
+            why = " ".join(notes) or "No node offers one; `comfyfleet join` does."
             raise FleetError(f"the cluster at {self._cluster.address} has no free device. {why}")
         for spec in specs:
             self.ledger.expect(spec.id, spec.device.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -14,9 +15,14 @@ from comfyfleet.errors import AccessError
 from comfyfleet.fleet.pairing import Failures
 from comfyfleet.fleet.tokens import OWNER, PAGE, Tokens
 
+_NETLOC = re.compile(r"[\w.:\[\]%-]*")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 #: A proxy says by these that who asks is not who connects.
-_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "CF-Connecting-IP")
+_FORWARDED = (
+    *("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"),
+    *("X-Forwarded-Port", "X-Forwarded-Server", "X-Real-IP", "X-Client-IP", "True-Client-IP"),
+    "CF-Connecting-IP",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +33,8 @@ class Caller:
     #: Who has connected; empty if nobody knows.
     address: str
     headers: Mapping[str, str]
+    #: The version of HTTP that it speaks.
+    version: tuple[int, int] = (1, 1)
 
     @property
     def host(self) -> str:
@@ -37,7 +45,9 @@ class Caller:
     def is_here(self) -> bool:
         """True if it is a program on this machine, and no proxy that speaks for others."""
         near = _is_loopback(self.address) and _is_loopback(self.host)
-        return near and not any(name in self.headers for name in _FORWARDED)
+        # No browser speaks HTTP/1.0, but nginx does, as our own Host, if it is told nothing else.
+        direct = self.version > (1, 0) and not any(name in self.headers for name in _FORWARDED)
+        return near and direct
 
 
 class Gate:
@@ -187,6 +197,8 @@ def _netloc_of(url: str) -> str:
 
 
 def _host_of(netloc: str) -> str:
+    if not _NETLOC.fullmatch(netloc):  # what urlsplit would look for a user's name in
+        return ""
     try:
         return (urlsplit(f"//{netloc}").hostname or "").rstrip(".")
     except ValueError:

@@ -140,6 +140,8 @@ class Snapshot:
     #: Events up to this number are in it.
     seq: int
     time: float
+    #: What of a cluster is left out, and why.
+    notes: tuple[str, ...] = ()
     workers: tuple[WorkerStatus, ...] = ()
     #: Those that have ended, oldest first, then the others in order of submission.
     runs: tuple[RunStatus, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from comfyfleet.fleet.insight import (
     WorkerStatus,
 )
 from comfyfleet.work import RunSubmitted, Told, Unit, WorkerInfo
+
+logger = logging.getLogger(__name__)
 
 #: Of a run of thousands of units the latest starts; the counts are of all.
 _ATTEMPTS_KEPT = 100
@@ -43,6 +46,7 @@ class RunRecord:
         self.done: set[int] = set()
         self.num_attempts = 0
         self._attempts: deque[AttemptRecord] = deque(maxlen=_ATTEMPTS_KEPT)
+        self._told: set[tuple[str, str]] = set()
 
     @property
     def label(self) -> dict[str, Any]:
@@ -52,6 +56,12 @@ class RunRecord:
         self.outcome = "running"
         self.num_attempts += 1
         self._attempts.append(attempt)
+
+    def is_news(self, worker_id: str, failure: str) -> bool:
+        """Has nobody been told of it yet? A worker may lack the same for each of many units."""
+        count = len(self._told)
+        self._told.add((worker_id, failure))
+        return len(self._told) > count
 
     def status(self, now: float) -> RunStatus:
         return RunStatus(
@@ -175,6 +185,7 @@ class WorkerRecord:
         self._busy_s = 0.0
         self._failures_in_row = 0
         self._last_error: Fault | None = None
+        self._told = ""
 
     def meet(self, info: WorkerInfo) -> None:
         """Its process says this of itself."""
@@ -186,16 +197,27 @@ class WorkerRecord:
             state = "busy"  # nobody pauses it: it runs what is no unit
         before = (self.state, self.reason)
         self.state, self.reason = state, reason
+        if reason and not self.is_master:
+            self._log(reason)
         return before != (state, reason)
 
     def join(self) -> None:
         self.counts["restarts"] += self.absence == "restarting"
         self.shown, self.absence, self.loss = True, "starting", ""
+        if self._info and self._info.note:
+            self._log(self._info.note)
 
     def lose(self, reason: str, *, returns: bool) -> None:
         self.absence, self.loss = "restarting" if returns else "gone", reason
         self.shown = not self.is_master
         self.alive, self.model_key, self.speed = False, None, None
+
+    def _log(self, text: str) -> None:
+        """In the owner's log; once, though a worker that is away is asked for again and again."""
+        if text != self._told:
+            named = text.startswith(f"worker {self.id} ")
+            logger.warning("%s", text if named else f"worker {self.id}: {text}")
+        self._told = text
 
     def settle(self, attempt: AttemptRecord, now: float) -> None:
         """Count what it had in hand."""

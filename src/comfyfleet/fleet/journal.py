@@ -57,8 +57,8 @@ class QueuedPrompt:
     outputs: tuple[str, ...]
     #: It was running when last heard of.
     started: bool = False
-    #: "<node id>/<ordinal>" -> the file placed for it ("output/sub/name.png"): a second attempt
-    #: replaces these instead of adding to them.
+    #: "<node id>/<ordinal>" -> the file that is there for it, as ``str(Placed)``; empty if none is
+    #: any more. A second attempt replaces these instead of adding to them.
     placed: Mapping[str, str] = field(default_factory=dict)
 
 

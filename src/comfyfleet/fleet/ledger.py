@@ -5,6 +5,7 @@ Nothing of a prompt is kept here but its id.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter, deque
@@ -35,6 +36,8 @@ from comfyfleet.work import (
     WorkerLent,
     WorkerLost,
 )
+
+logger = logging.getLogger(__name__)
 
 #: Ended runs that are remembered, and waiting ones that a snapshot shows.
 _RUNS_KEPT = 200
@@ -238,6 +241,10 @@ class Ledger:
             worker.model_key = None  # ComfyUI unloads all models then
         if attempt.wanted:
             self._close(worker_id, "failed", str(failure))
+            said = attempt.run.prompt_id  # by whoever mirrors it
+            if not said and attempt.run.is_news(worker_id, str(failure)):
+                which = f"unit {attempt.run.id}:{attempt.unit}"
+                logger.warning("%s on worker %s: %s", which, attempt.worker_id, failure)
         else:
             self._close(worker_id, "interrupted")
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 from comfyfleet.errors import FleetError
@@ -58,7 +59,10 @@ class Loop:
         except RuntimeError:
             work.close()
             raise FleetError("the fleet has ended.") from None
-        return answer.result()
+        try:
+            return answer.result()
+        except CancelledError:
+            raise FleetError("the fleet has ended.") from None
 
     # On the loop.
 

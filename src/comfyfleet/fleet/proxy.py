@@ -19,6 +19,7 @@ from yarl import URL
 
 from comfyfleet.api import BASE, Access
 from comfyfleet.errors import AccessError, ComfyFleetError, FleetError
+from comfyfleet.fleet.doorway import LIMITS, Doorway, Limits
 from comfyfleet.fleet.gate import Caller, Gate
 from comfyfleet.fleet.tokens import Tokens
 
@@ -55,12 +56,20 @@ class Listening:
 class Proxy:
     """Used on one event loop; between ``start`` and ``close`` it listens."""
 
-    def __init__(self, comfyui: str, tokens: Tokens, *, check_s: float = _CHECK_S) -> None:
+    def __init__(
+        self,
+        comfyui: str,
+        tokens: Tokens,
+        *,
+        check_s: float = _CHECK_S,
+        limits: Limits = LIMITS,
+    ) -> None:
         """``comfyui``: its address. ``tokens``: who holds a token; revoked ones end within
         ``check_s`` seconds, also on open web sockets."""
         self._comfyui = comfyui.rstrip("/")
         self._gate = Gate(tokens)
         self._check_s = check_s
+        self._limits = limits
 
     async def start(self, listening: Listening) -> int:
         """Listen; the port. Raises FleetError if that is not possible."""
@@ -73,28 +82,31 @@ class Proxy:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(
-            app, auto_decompress=False, access_log=None, shutdown_timeout=_CLOSE_S
+            app,
+            auto_decompress=False,
+            access_log=None,
+            shutdown_timeout=_CLOSE_S,
+            keepalive_timeout=self._limits.idle_s,
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, listening.host, listening.port, ssl_context=listening.tls)
+        assert self._runner.server is not None
+        self._doorway = Doorway(self._runner.server, listening.tls, self._limits)
         try:
-            await site.start()
-        except OSError as error:
+            return await self._doorway.open(listening.host, listening.port)
+        except FleetError:
             await self.close()
-            raise FleetError(
-                f"nobody can listen at {listening.host}:{listening.port} "
-                f"({error.strerror or error}). Choose another --listen or --port."
-            ) from error
-        return int(self._runner.addresses[0][1])
+            raise
 
     async def close(self) -> None:
         """Drop all connections."""
+        await self._doorway.close()
         await self._runner.cleanup()
         await self._session.close()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         try:
-            self._admit(request)
+            if self._admit(request):
+                self._stay(request)
         except ComfyFleetError as error:
             return _refusal(error)
         try:
@@ -104,18 +116,29 @@ class Proxy:
         except _BROKEN as error:
             return _answer(502, f"ComfyUI does not answer: {type(error).__name__}.")
 
-    def _admit(self, request: web.Request) -> None:
-        """Raises AccessError for who holds no token, FleetError if the tokens cannot be used."""
+    def _admit(self, request: web.Request) -> bool:
+        """Does it show a token, rather than ask for a route that needs none?
+
+        Raises AccessError for who holds no token, FleetError if the tokens cannot be used.
+        """
         if not request.raw_path.startswith("/"):  # it would be taken as a part of the address
             raise AccessError(400, "the path begins with no slash.")
         if request.method == "POST" and request.raw_path in _PAIR:
-            return
+            return False
         if "Authorization" not in request.headers:
             raise AccessError(401, "this needs a token, as `Authorization: Bearer TOKEN`.")
         caller = Caller(
             scheme=request.scheme, address=request.remote or "", headers=request.headers
         )
         self._gate.admit(caller, Access.TOKEN)
+        return True
+
+    def _stay(self, request: web.Request) -> None:
+        """Its connection is no stranger's any more. Raises AccessError if there is no room."""
+        if not self._doorway.know(request.protocol):
+            raise AccessError(
+                503, f"{self._limits.holders} connections are open here; close some.", wait_s=5
+            )
 
     async def _pass(self, request: web.Request) -> web.StreamResponse:
         async with self._session.request(

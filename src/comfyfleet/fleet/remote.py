@@ -16,12 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from comfyfleet.client.greeting import Greeting
+from comfyfleet.client.greeting import Greeting, ask_stats
 from comfyfleet.client.link import Endpoint, Link
+from comfyfleet.client.model_link import LinkStore
+from comfyfleet.client.models import Site
 from comfyfleet.client.remote import RemoteRunner
 from comfyfleet.client.setup import Setup, own_setup
 from comfyfleet.config import Remote
-from comfyfleet.errors import Problem, Unreachable
+from comfyfleet.errors import InputError, Problem, Unreachable
 from comfyfleet.fleet.attempts import UnitActor
 from comfyfleet.fleet.logs import rotate
 from comfyfleet.fleet.spec import Host, log_file
@@ -55,6 +57,15 @@ class RemoteSpec:
 def endpoint_of(remote: Remote) -> Endpoint:
     """The way to it."""
     return Endpoint(url=remote.url, token=remote.token, ca=remote.ca, socket=remote.socket)
+
+
+def site_of(remote: Remote) -> Site:
+    """Its models."""
+
+    def open_store(patience_s: float) -> LinkStore:
+        return LinkStore(Link(endpoint_of(remote), patience_s=patience_s))
+
+    return Site(name=remote.name, place=remote.name, open=open_store)
 
 
 def remote_specs(remotes: Sequence[Remote], host: Host, logs: Path) -> list[RemoteSpec]:
@@ -109,18 +120,44 @@ class RemoteWorker(UnitActor):
 
     async def _feel(self) -> None:
         """End when the address has not answered for as long as the patience lasts."""
-        heard = time.monotonic()
+        heard, away = time.monotonic(), False
         while not self._closed.is_set():
             try:
-                await asyncio.wait_for(self._link.ask("GET", "/prompt"), _PATIENCE_S)
+                away = await asyncio.wait_for(self._ask(), _PATIENCE_S) or away
                 heard = time.monotonic()
-            except (Unreachable, asyncio.TimeoutError) as error:
+                if away and self._running is None:
+                    await self._meet_again()
+                    away = False
+            except (Unreachable, InputError, asyncio.TimeoutError) as error:
+                away = True
                 self._remote.doubt()
                 silent_s = time.monotonic() - heard
                 logger.warning("no answer for %.0f s: %s", silent_s, error)
                 if silent_s >= _PATIENCE_S:
                     self._close(f"no answer for {silent_s:.0f} s: {error}")
             await asyncio.sleep(_PULSE_S)
+
+    async def _ask(self) -> bool:
+        """Was it started anew between two looks, so that nobody has seen it away?
+
+        Raises Unreachable or InputError unless a ComfyUI answers that lets us in.
+        """
+        status, _ = await self._link.ask("GET", "/prompt")
+        if status != 200:  # a door or a proxy before one that is away answers too
+            await ask_stats(self._link)
+        if await self._remote.is_anew():
+            self._remote.doubt()
+            return True
+        return False
+
+    async def _meet_again(self) -> None:
+        """After a break: it may have been started anew, with other packs, or be another one.
+
+        Then this worker ends, and the next one tells the fleet what is there now. While a unit is
+        in hand nobody has to ask: it goes on, or this worker ends with it.
+        """
+        if await asyncio.wait_for(self._remote.greet(), _GREETING_S) != self._greeting:
+            self._close("it was started anew with other packs, flags or versions")
 
     def info(self) -> WorkerInfo | Failure:
         """Who this is, or why it could not start."""

@@ -73,6 +73,11 @@ class Run:
         """True once all results are here or the run has failed."""
         return self._finished
 
+    @property
+    def cancelled(self) -> bool:
+        """True once somebody has stopped it."""
+        return isinstance(self._error, RunCancelled)
+
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the end. Raises RunFailed or RunCancelled; False if time ran out before."""
         with self._changed:

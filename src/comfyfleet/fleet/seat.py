@@ -25,6 +25,8 @@ from comfyfleet.work import (
 QUEUE = "queue"
 #: The worker id of the master's own process.
 MASTER = "master"
+#: Why it takes nothing while it runs what is no unit, or is about to say that it could take one.
+_AT_WORK = "at work"
 
 
 class Seat:
@@ -44,8 +46,11 @@ class Seat:
         self._hand_in = hand_in
 
     def join(self) -> None:
-        """The master may take prompts of its queue, each time after ``is_ready``."""
-        self._post(WorkerJoined(worker_id=MASTER, lane=QUEUE, trusted=True))
+        """The master may take prompts of its queue, each time after ``is_ready``.
+
+        From now on they wait for it, whatever it is doing.
+        """
+        self._post(WorkerJoined(worker_id=MASTER, lane=QUEUE, trusted=True, pause=_AT_WORK))
 
     def leave(self) -> None:
         """The master takes no more."""
@@ -75,6 +80,6 @@ class Seat:
         self._loop.post(self._handle, event)
 
     async def _retract(self) -> bool:
-        self._handle(WorkerPaused(worker_id=MASTER, reason="at work"))
+        self._handle(WorkerPaused(worker_id=MASTER, reason=_AT_WORK))
         known = MASTER in self._dispatch.workers
         return not known or self._dispatch.find_unit_on(MASTER) is None

@@ -35,6 +35,8 @@ class Service:
         self._joined: dict[str, Remote] = {}
         self._joined_ever: set[str] = set()
         self._fleet: Fleet | None = None
+        #: Called with each fleet that has started.
+        self.on_started: Callable[[Fleet], None] = lambda fleet: None
         self._starting: Fleet | None = None
 
     def devices(self) -> list[Device]:
@@ -122,6 +124,7 @@ class Service:
                 atexit.register(fleet.close)
                 self._fleet = fleet
                 self.look_for_remotes()  # who has joined while it started
+                self.on_started(fleet)
             return self._fleet
 
     @property

@@ -41,33 +41,40 @@ class Slots:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        #: Nodes that have answered, those that have not yet, and addresses whose workers come back
-        #: with their node.
+        #: Nodes that have answered, and addresses whose workers come back with their node.
         self._asked: set[str] = set()
-        self._silent: set[str] = set()
         self._served: set[str] = set()
         self._taken: Counter[str] = Counter()
+        #: What is left out of each node that is there.
+        self._notes: dict[str, list[str]] = {}
+
+    @property
+    def notes(self) -> list[str]:
+        """What is left out now: nodes that are not fit, and places that others use."""
+        return [note for notes in self._notes.values() for note in notes]
 
     def look(self) -> tuple[list[NodeSpec], list[str]]:
-        """A spec per free place of nodes that are new, and sentences about what is left out."""
-        new = [node for node in _nodes() if node.id not in self._asked]
+        """A spec per free place of nodes that are new, and sentences about what is left out.
+
+        Each sentence is given once, and is among ``notes`` for as long as it holds.
+        """
+        there = _nodes()
+        new = [node for node in there if node.id not in self._asked]
         nodes = [node for node in new if node.address not in self._served]
-        answers = _survey(nodes, str(self._host.comfyui))
+        known = self.notes
+        self._notes = {node.id: self._notes.get(node.id, []) for node in there}
         specs: list[NodeSpec] = []
-        notes: list[str] = []
+        silent = set()
+        answers = _survey(nodes, str(self._host.comfyui))
         for node, answer in zip(nodes, answers, strict=True):
-            if fault := _fault_of(answer):
-                if node.id not in self._silent:  # it is said once
-                    notes.append(f"{node.name} ({node.address}) is left out: {fault}")
-                continue
-            specs += _specs_of(node, self._host, self._taken)
-            notes += _used(node)
-        self._silent = {
-            node.id for node, answer in zip(nodes, answers, strict=True) if _UNKNOWN in answer
-        }
-        self._asked |= {node.id for node in new} - self._silent
+            fault = _fault_of(answer)
+            left_out = f"{node.name} ({node.address}) is left out: {fault}"
+            self._notes[node.id] = [left_out] if fault else _used(node)
+            specs += [] if fault else _specs_of(node, self._host, self._taken)
+            silent |= {node.id} if _UNKNOWN in answer else set()
+        self._asked |= {node.id for node in new} - silent
         self._served |= {spec.address for spec in specs}
-        return specs, notes
+        return specs, [note for note in self.notes if note not in known]
 
 
 def _used(node: _Node) -> list[str]:

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from comfyfleet.client.background import in_background
-from comfyfleet.client.files import Files
+from comfyfleet.client.files import Files, read_piece
+from comfyfleet.client.inventory import in_words
 from comfyfleet.errors import InputError, Unfit
 from comfyfleet.work import Failure, Prompt
-
-#: A piece is held in memory here, in Ray's object store and there.
-_PIECE_BYTES = 8 << 20
 
 #: Calls a method of the worker's actor.
 Call = Callable[..., Awaitable[Any]]
@@ -35,7 +33,7 @@ class Supplies:
             parcel = await self._files.pack(prompt)
             adapted, lacking = await call("fitted", parcel.prompt, parcel.names)
             if lacking:
-                raise Unfit(f"{node} lacks {'; '.join(lacking)}")
+                raise Unfit(f"{node} lacks {in_words(lacking)}")
             for name, path in parcel.files.items():
                 await _send(name, path, call, wanted)
         except OSError as error:
@@ -48,7 +46,7 @@ async def _send(name: str, path: Path, call: Call, wanted: Callable[[], bool]) -
     size = path.stat().st_size
     there = _counted(await call("take", name, size, 0, b""))
     while there < size and wanted():
-        piece = await in_background(_read, path, there)
+        piece = await in_background(read_piece, path, there)
         if not piece:
             raise InputError(f"{path} became shorter while it was sent; run it again.")
         there = _counted(await call("take", name, size, there, piece))
@@ -59,9 +57,3 @@ def _counted(answer: int | Failure) -> int:
     if isinstance(answer, Failure):
         raise Unfit(answer.message)
     return answer
-
-
-def _read(path: Path, start: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read(_PIECE_BYTES)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from comfyfleet.errors import Problem
 from comfyfleet.graph.prompt import Prompt, as_link, problem_at
@@ -46,6 +48,11 @@ class FileRef:
     input: str
     name: str
     folder: str
+
+
+def is_file(path: Path) -> bool:
+    """Is there such a file? Of a text that can be no name of one, such as a long one: no."""
+    return os.path.isfile(path)  # Path.is_file raises for these
 
 
 def find_files(prompt: Prompt, exists: Exists) -> list[FileRef]:

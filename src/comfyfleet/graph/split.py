@@ -19,9 +19,11 @@ NUM_SPLIT_OUTPUTS = 3
 #: Internal node: what one of these outputs (``slot``) is for some items of the slice.
 PART_CLASS = "FleetPart"
 
-#: Chosen sizes: so many slices for each device, that a fast one can take more of them than a slow
-#: one; and no larger ones, so that nobody waits long for the last.
-SLICES_PER_DEVICE = 4
+#: Chosen sizes (guided self-scheduling): each slice is a third of every device's share of what is
+#: left. So a fast device can take more of them than a slow one, and the last are single items, for
+#: which nobody waits long. Simulated devices of unequal speed ended sooner so than with halves or
+#: quarters.
+PARTS_PER_DEVICE = 3
 MAX_CHOSEN_SIZE = 16
 
 
@@ -47,7 +49,7 @@ def find_splits(prompt: Prompt, targets: Iterable[str]) -> dict[str, Link]:
 def slice_bounds(total: int, size: object, *, shares: int, devices: int) -> list[tuple[int, int]]:
     """Return first and last + 1 of each slice of ``total`` items.
 
-    With ``size`` 0 there are ``shares`` slices, and with both 0 as many as the devices keep busy.
+    With ``size`` 0 there are ``shares`` equal slices, and with both 0 ever smaller ones.
     Raises InputError if there must be ``shares`` slices and are not, or if the size is no number.
     """
     if not isinstance(size, int):
@@ -60,18 +62,22 @@ def slice_bounds(total: int, size: object, *, shares: int, devices: int) -> list
                 f"set the collector's shares to 0 or {count}, or the split's size to 0."
             )
         return [(i * size, min(total, (i + 1) * size)) for i in range(count)]
-    count = shares or _chosen_count(total, devices)
     if shares > max(1, total):
         raise InputError(f"shares is {shares}, but there are {total} items: set it to 0.")
-    ends = [total * (i + 1) // count for i in range(count)]
+    if shares:
+        ends = [total * (i + 1) // shares for i in range(shares)]
+    else:
+        ends = _tapering_ends(total, devices)
     return list(zip([0, *ends], ends, strict=False))
 
 
-def _chosen_count(total: int, devices: int) -> int:
-    if devices <= 1:
-        return 1
-    size = min(MAX_CHOSEN_SIZE, max(1, total // (SLICES_PER_DEVICE * devices)))
-    return max(1, -(-total // size))
+def _tapering_ends(total: int, devices: int) -> list[int]:
+    """Where slices end that become smaller towards the end; one device gets all in one."""
+    ends = [0] if devices > 1 else [total]
+    while ends[-1] < total:
+        part = -(-(total - ends[-1]) // (PARTS_PER_DEVICE * devices))
+        ends.append(ends[-1] + min(MAX_CHOSEN_SIZE, part))
+    return ends[1:] or ends
 
 
 def slices_nodes(split_id: str, digests: Sequence[Sequence[str]]) -> dict[Link, Mapping[str, Any]]:

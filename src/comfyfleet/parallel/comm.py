@@ -240,17 +240,27 @@ class World:
     def _connect(
         self, store: Store, rank: int, size: int, make: Callable[[], Any], timeout_s: float
     ) -> Any:
-        """Wait until all ranks are there: connecting itself would wait for as long as a message."""
-        store.set(f"here-{rank}", "")
-        here = [f"here-{other}" for other in range(size)]
-        pause, end = threading.Event(), time.monotonic() + timeout_s
-        while not store.check(here):
+        """Come together, connect, and see that all have: who leaves meanwhile keeps nobody.
+
+        Connecting itself waits for a rank that has gone for as long as for a message.
+        """
+        meet = partial(self._meet, store, rank, size, time.monotonic() + timeout_s)
+        meet("here")
+        connections = make()
+        meet("connected")
+        return connections
+
+    def _meet(self, store: Store, rank: int, size: int, end: float, word: str) -> None:
+        """Say a word, and wait until all have said it."""
+        store.set(f"{word}-{rank}", "")
+        said = [f"{word}-{other}" for other in range(size)]
+        pause = threading.Event()
+        while not store.check(said):
             if self._lost() or self._store.check([_LEFT]):
                 raise RuntimeError("one of them has left its gang.")
             if time.monotonic() > end:
-                raise RuntimeError(f"not all came within {timeout_s:.0f} s.")
+                raise RuntimeError("not all came in time to connect.")
             pause.wait(_LOOK_S)
-        return make()
 
 
 def _as_bytes(data: Tensor) -> Tensor:

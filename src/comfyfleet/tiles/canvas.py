@@ -23,6 +23,8 @@ class Canvas:
     ) -> None:
         """``pixels_BHWC`` is drawn onto. ``batch``: tiles that are computed in one go."""
         self.pixels = pixels_BHWC
+        #: Tiles are computed at multiples of it: the VAE's compression.
+        self.unit = layout.unit
         self.whole = Rect(0, 0, pixels_BHWC.shape[2], pixels_BHWC.shape[1])
         steps = layout.steps(self.whole.width, self.whole.height)
         self._order = Order(groups_of(steps, batch), progressive=progressive)

@@ -30,10 +30,11 @@ class Care:
         #: Those of them that are in quarantine.
         self._quarantined: dict[str, Health] = {}
 
-    def admit(self, worker: Worker) -> None:
+    def admit(self, worker: Worker, pause: str) -> None:
         """Give a worker that joins the health that is remembered of it."""
         if worker.only_run is None:
             worker.health = self._known.setdefault(worker.id, worker.health)
+        worker.health.pause = pause or worker.health.pause
 
     def next_release(self) -> float | None:
         return min((health.until for health in self._quarantined.values()), default=None)

@@ -156,7 +156,7 @@ class Dispatch:
                 roster.remove(expected)
         else:
             worker = roster.add(event)
-            self._care.admit(worker)
+            self._care.admit(worker, event.pause)
             self._board.seat(worker)
         if expected is not None:
             self._runs.go_on_without()  # it may serve less than before
@@ -176,7 +176,7 @@ class Dispatch:
         # One that was given up has been counted as lost before.
         if attempt is not None and attempt.wanted and not attempt.interrupted:
             self._lose(attempt.job, worker, event.reason)
-        elif crashed:
+        elif crashed and not worker.trusted:  # that one leaves, and comes again, as its owner says
             self._care.blame(worker, f"lost ({event.reason})")
         self._runs.go_on_without()
 

@@ -18,13 +18,15 @@ class WorkerJoined:
 
     With ``only_run`` it serves that run alone and leaves with it; with a ``lane`` it serves the
     runs of that lane alone. What a ``trusted`` worker has in hand is never started elsewhere for
-    being late: it is the owner's own process, and cannot be taken for dead.
+    being late: it is the owner's own process, and cannot be taken for dead. With a ``pause``, which
+    says why, it takes nothing before it is resumed.
     """
 
     worker_id: str
     only_run: str | None = None
     lane: str | None = None
     trusted: bool = False
+    pause: str = ""
 
     def __post_init__(self) -> None:
         if self.only_run is not None and self.lane is not None:

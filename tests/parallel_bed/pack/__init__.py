@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from comfy.cli_args import LatentPreviewMethod, args
 
+from . import patience  # noqa: F401  # it adds a route
 from .patches import Patched
 from .traps import Trap
 from .vaes import Vae, VaeWork

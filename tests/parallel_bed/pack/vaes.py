@@ -87,7 +87,7 @@ class VaeWork:
         }
 
     def work(self, vae, method, exact, seed, size, unique_id, dynprompt):
-        from comfyfleet.extension import exact_vae
+        from comfyfleet.extension.gang import exact_vae
 
         batch, rows, columns = map(int, size.split(","))
         shape = (batch, 4, rows, columns) if method == "decode" else (batch, rows, columns, 3)

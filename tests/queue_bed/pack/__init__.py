@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management
+import comfy.utils
+import folder_paths
 import nodes
 import torch
+from PIL import Image
 
 WORKER = os.environ.get("COMFYFLEET_WORKER", "")
 
@@ -30,9 +36,17 @@ class Gate:
     def wait(self, image: torch.Tensor, folder: str, name: str) -> tuple[torch.Tensor]:
         (Path(folder) / f"{name}.reached").write_text(WORKER or "master")
         while not (Path(folder) / f"{name}.open").exists():
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            self._leave_if_interrupted(Path(folder) / f"{name}.left")
             time.sleep(0.01)
         return (image,)
+
+    def _leave_if_interrupted(self, note: Path) -> None:
+        """Say when, by the clock that all processes of a machine share."""
+        try:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+        except comfy.model_management.InterruptProcessingException:
+            note.write_text(str(time.monotonic()))
+            raise
 
 
 class Fault:
@@ -80,6 +94,22 @@ class Saver(nodes.SaveImage):
         return {**super().save_images(images, **options), "result": (images,)}
 
 
+class Note:
+    """Saves a text, and names it to nobody."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "save"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"image": ("IMAGE",), "name": ("STRING", {})}}
+
+    def save(self, image: torch.Tensor, name: str) -> tuple[torch.Tensor]:
+        (Path(folder_paths.get_output_directory()) / name).write_text(f"this is {name}")
+        return (image,)
+
+
 class Vanisher(nodes.SaveImage):
     """Saves, and on the workers named nothing is left of it: as if the disk had gone."""
 
@@ -96,6 +126,74 @@ class Vanisher(nodes.SaveImage):
         return found
 
 
+class Extremes:
+    """A picture with values that no file of 8 bit holds, and ``shift`` to tell shares apart."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "make"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"shift": ("INT", {"max": 100})}}
+
+    def make(self, shift: int) -> tuple[torch.Tensor]:
+        return (torch.tensor([1.01, -0.01, 1 / 3]).expand(1, 8, 8, 3) + shift,)
+
+
+class Alive:
+    """Says which objects of ours live in this process, by class: a leak is made of them."""
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "count"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"look": ("INT", {})}}
+
+    def count(self, look: int) -> dict[str, Any]:
+        gc.collect()
+        classes = (type(each) for each in gc.get_objects())
+        ours = (cls.__name__ for cls in classes if str(cls.__module__).startswith("comfyfleet."))
+        return {"ui": {"text": [json.dumps(Counter(ours))]}}
+
+
+class LoadAll:
+    """Pictures of one size as a batch, by a list of their names."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "load"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"images": ("TEST_NAMES", {})}}
+
+    def load(self, images: list[str]) -> tuple[torch.Tensor]:
+        return (torch.cat([nodes.LoadImage().load_image(name)[0] for name in images]),)
+
+
+class Previews:
+    """Shows a picture at each of its steps, as samplers do whose models have a way to."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"image": ("IMAGE",), "steps": ("INT", {"default": 3})}}
+
+    def run(self, image: torch.Tensor, steps: int) -> tuple[torch.Tensor]:
+        bar = comfy.utils.ProgressBar(steps)
+        for step in range(steps):
+            shown = Image.new("RGB", (16, 16), (60 * step, 0, 0))
+            bar.update_absolute(step + 1, steps, ("JPEG", shown, None))
+        return (image,)
+
+
 class OnlyHere(Gate):
     """A node that only the master has."""
 
@@ -105,7 +203,12 @@ NODE_CLASS_MAPPINGS = {
     "TestFault": Fault,
     "TestTone": Tone,
     "TestSaver": Saver,
+    "TestNote": Note,
     "TestVanisher": Vanisher,
+    "TestExtremes": Extremes,
+    "TestAlive": Alive,
+    "TestLoadAll": LoadAll,
+    "TestPreviews": Previews,
 }
 if not WORKER:
     NODE_CLASS_MAPPINGS["TestOnlyHere"] = OnlyHere

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import signal
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import comfy.patcher_extension
+import execution
+import nodes
 import numpy as np
 import torch
 
@@ -20,9 +23,12 @@ _random = random.Random(os.getpid())
 class Watched:
     """A model whose samplings are noted in a folder, and done there as is ordered.
 
-    ``delay`` holds the most seconds that a sampling waits, by chance; ``<worker>.kill`` ends that
-    worker in the middle of its next one; ``<worker>.error`` makes all of its samplings fail, and
-    ``<worker>.memory`` too, as if its memory was too small. The master's name is ``master``.
+    ``meet`` holds the names of those for whom each sampling waits until they have begun one too.
+    ``delay`` holds the most seconds that a sampling waits, by chance, and ``<worker>.slow`` those
+    that each of this worker's waits; ``<worker>.kill`` ends that worker in the middle of its next
+    one, ``<worker>.reply`` when its ComfyUI has ended it, before anybody is told;
+    ``<worker>.error`` makes all of its samplings fail, and ``<worker>.memory`` too, as if its
+    memory was too small. The master's name is ``master``.
     """
 
     RETURN_TYPES = ("MODEL",)
@@ -45,18 +51,108 @@ class Watched:
         return (clone,)
 
 
+class WatchedUpscaler:
+    """An upscale model whose tiles are noted and done as ``Watched`` does samplings."""
+
+    RETURN_TYPES = ("UPSCALE_MODEL",)
+    FUNCTION = "watch"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"upscale_model": ("UPSCALE_MODEL", {}), "folder": ("STRING", {})}}
+
+    def watch(self, upscale_model: Any, folder: str) -> tuple[Any]:
+        return (Obedient(upscale_model, Path(folder)),)
+
+
+class WatchedVAE:
+    """The same of a VAE."""
+
+    RETURN_TYPES = ("VAE",)
+    FUNCTION = "watch"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"vae": ("VAE", {}), "folder": ("STRING", {})}}
+
+    def watch(self, vae: Any, folder: str) -> tuple[Any]:
+        clone = copy.copy(vae)
+        clone.first_stage_model = Obedient(vae.first_stage_model, Path(folder))
+        return (clone,)
+
+
+class Obedient:
+    """Does as is ordered before each tile, and is else the model that it stands for."""
+
+    def __init__(self, model: Any, folder: Path) -> None:
+        self._model, self._folder = model, folder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        obey(self._folder)
+        return self._model(*args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        obey(self._folder)
+        return self._model.decode(*args, **kwargs)
+
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
+        obey(self._folder)
+        return self._model.encode(*args, **kwargs)
+
+
+#: Only who never comes needs so long.
+_MEET_S = 120.0
+#: Of the last sampling.
+_folder: Path | None = None
+
+
 def obey(folder: Path) -> None:
+    global _folder
+    _folder = folder
     with (folder / "samplings").open("a") as file:
         file.write(f"{NAME}\n")
+    if (folder / "meet").exists():
+        meet(folder, set((folder / "meet").read_text().splitlines()))
     if (folder / "delay").exists():
         time.sleep(_random.random() * float((folder / "delay").read_text()))
+    if (folder / f"{NAME}.slow").exists():
+        time.sleep(float((folder / f"{NAME}.slow").read_text()))
     if (folder / f"{NAME}.error").exists():
         raise ValueError("told to fail")
     if (folder / f"{NAME}.memory").exists():
         raise torch.OutOfMemoryError("told that memory is too small")
-    if (folder / f"{NAME}.kill").exists():
-        (folder / f"{NAME}.kill").unlink()
+    die_if_ordered(folder / f"{NAME}.kill")
+
+
+def meet(folder: Path, others: set[str]) -> None:
+    end = time.monotonic() + _MEET_S
+    while missing := others - set((folder / "samplings").read_text().splitlines()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited for {missing}")
+        time.sleep(0.01)
+
+
+def die_if_ordered(order: Path) -> None:
+    if order.exists():
+        order.unlink()
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_before_replies() -> None:
+    """Look for the order to die whenever this worker has ended a prompt."""
+    end = execution.PromptQueue.task_done
+
+    def task_done(*args: Any, **options: Any) -> None:
+        end(*args, **options)
+        if _folder is not None:
+            die_if_ordered(_folder / f"{NAME}.reply")
+
+    execution.PromptQueue.task_done = task_done
 
 
 class Dump:
@@ -190,6 +286,8 @@ class Tone:
 NODE_CLASS_MAPPINGS = {
     "TestTone": Tone,
     "TestWatched": Watched,
+    "TestWatchedUpscaler": WatchedUpscaler,
+    "TestWatchedVAE": WatchedVAE,
     "TestDump": Dump,
     "TestPicture": Picture,
     "TestConditioning": Conditioning,
@@ -197,3 +295,6 @@ NODE_CLASS_MAPPINGS = {
     "TestTexts": Texts,
     "TestJoined": Joined,
 }
+if NAME == "master":  # a node that only it has
+    NODE_CLASS_MAPPINGS["TestHere"] = nodes.VAEDecode
+die_before_replies()

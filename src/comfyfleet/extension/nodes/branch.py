@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from comfy_api.latest import io
@@ -10,11 +11,14 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from comfyfleet.comfy import prompts
 from comfyfleet.comfy.values import unpack
-from comfyfleet.extension.branches import open_branch
-from comfyfleet.extension.collection import Collection
+from comfyfleet.errors import ComfyFleetError
 from comfyfleet.extension.master import master
 from comfyfleet.extension.nodes.internal import INTERNAL
+from comfyfleet.extension.shares.branches import open_branch
+from comfyfleet.extension.shares.collection import Collection
 from comfyfleet.graph import Link, as_link
+
+logger = logging.getLogger(__name__)
 
 #: Types of which it is certain that they live in one process.
 _STAYING = {
@@ -156,10 +160,16 @@ def _going_on(name: str, class_type: str, inputs: dict[str, Any], link: Link) ->
 
 async def result_of(branch: Collection) -> io.NodeOutput:
     """Wait for what the worker computes. Raises what it failed with; the user may cancel."""
+    node_id = branch.request.node_id
     while not branch.complete:
         prompts.raise_if_interrupted()
-        await asyncio.to_thread(branch.next_share)
-    master().end(branch.request.node_id)
+        try:
+            await asyncio.to_thread(branch.next_share)
+        except ComfyFleetError as error:  # no fleet can be started, or none that has its nodes
+            logger.warning("node %s: the branch is computed here: %s", node_id, error)
+            master().end(node_id)
+            return compute_here(node_id, branch.request.inputs["value"])
+    master().end(node_id)
     for files in branch.files():
         master().place(files)
     if branch.is_blocked:

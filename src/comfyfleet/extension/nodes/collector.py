@@ -15,9 +15,9 @@ from comfyfleet.comfy import prompts
 from comfyfleet.comfy.join import check_parts, join_audio, join_images, list_images
 from comfyfleet.comfy.values import unpack
 from comfyfleet.errors import ComfyFleetError, InputError, RunError
-from comfyfleet.extension.collection import Collection, Request, linked
 from comfyfleet.extension.master import master
 from comfyfleet.extension.nodes.internal import INTERNAL
+from comfyfleet.extension.shares.collection import Collection, Request, linked
 from comfyfleet.graph import clone_share, used_outputs
 
 #: The inputs that are collected, in the order of the node.

@@ -13,7 +13,6 @@ import torch
 from comfy_api.latest import io
 
 from comfyfleet.errors import InputError
-from comfyfleet.extension.elsewhere import naming
 from comfyfleet.extension.master import master
 from comfyfleet.extension.nodes.batches import (
     FleetAudioBatchDivider,
@@ -23,6 +22,7 @@ from comfyfleet.extension.nodes.batches import (
 from comfyfleet.extension.nodes.collector import ask, collect, missed
 from comfyfleet.extension.nodes.upscale import NO_SEAM_FIX, sampling_inputs, upscale
 from comfyfleet.extension.nodes.values import FleetModelName, FleetSeed
+from comfyfleet.extension.spread.elsewhere import naming
 from comfyfleet.graph import convert
 
 

@@ -12,9 +12,7 @@ from comfyfleet.comfy import prompts
 from comfyfleet.comfy.parallel_model import ParallelModel
 from comfyfleet.config import is_worker
 from comfyfleet.errors import InputError, Problem, WorkflowError
-from comfyfleet.extension.master import master
-from comfyfleet.extension.nodes.internal import INTERNAL
-from comfyfleet.extension.parallel import (
+from comfyfleet.extension.gang.parallel import (
     MAX_KEPT,
     Opener,
     account_of,
@@ -22,6 +20,8 @@ from comfyfleet.extension.parallel import (
     follow_prompt,
     read_weights,
 )
+from comfyfleet.extension.master import master
+from comfyfleet.extension.nodes.internal import INTERNAL
 from comfyfleet.fleet.guard import SESSION_MARK
 from comfyfleet.parallel.roster import Ticket
 from comfyfleet.parallel.strategy import AXES, Wish

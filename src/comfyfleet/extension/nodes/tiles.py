@@ -9,9 +9,9 @@ import comfy.utils
 from comfy_api.latest import io
 
 from comfyfleet.comfy.tiles import Sampling, sample_parcel
-from comfyfleet.extension.elsewhere import arrive
 from comfyfleet.extension.nodes.internal import INTERNAL
-from comfyfleet.extension.upscaling import MODEL_NODE, SAMPLE_NODE, upscale_tiles
+from comfyfleet.extension.spread.elsewhere import arrive
+from comfyfleet.extension.spread.upscaling import MODEL_NODE, SAMPLE_NODE, upscale_tiles
 
 
 class FleetSpread(io.ComfyNode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.samplers
@@ -11,8 +12,8 @@ from comfy_api.latest import io
 from comfyfleet.comfy.conditioning import require_croppable
 from comfyfleet.comfy.tiles import Sampling, resized
 from comfyfleet.errors import InputError
-from comfyfleet.extension.elsewhere import Elsewhere, naming, spread
-from comfyfleet.extension.upscaling import (
+from comfyfleet.extension.spread.elsewhere import Elsewhere, naming, spread
+from comfyfleet.extension.spread.upscaling import (
     BLENDS,
     DISTRIBUTIONS,
     ModelUpscale,
@@ -106,15 +107,31 @@ def fleet_inputs() -> list[Any]:
             tooltip="progressive: a tile sees its finished neighbours, as on one device. "
             "independent: all tiles see the picture as it came, and all can be computed at once.",
         ),
-        io.Combo.Input(
-            "distribution",
-            options=list(DISTRIBUTIONS),
-            optional=True,
-            default=DISTRIBUTIONS[0],
-            tooltip="dynamic: whoever is free takes the next tile. static: equal parts, for equal "
-            "devices.",
-        ),
+        distribution_input(),
     ]
+
+
+def distribution_input() -> Any:
+    """Who takes which tile; last among the inputs, as old workflows do not have it everywhere."""
+    return io.Combo.Input(
+        "distribution",
+        options=list(DISTRIBUTIONS),
+        optional=True,
+        default=DISTRIBUTIONS[0],
+        tooltip="dynamic: whoever is free takes the next tile. static: equal parts, for equal "
+        "devices.",
+    )
+
+
+def is_static(distribution: str) -> bool:
+    """Raises InputError for what is no distribution."""
+    _require_one_of("distribution", distribution, DISTRIBUTIONS)
+    return distribution == "static"
+
+
+def _require_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name} is {value!r}; give one of {', '.join(allowed)}.")
 
 
 def custom_inputs() -> list[Any]:
@@ -147,13 +164,8 @@ def sampling_of(inputs: dict[str, Any]) -> Sampling:
 def redraw_of(inputs: dict[str, Any]) -> Redraw:
     """The inputs that say how the picture is cut and put together. Raises InputError."""
     blend = inputs.get("blend", BLENDS[0])
-    distribution = inputs.get("distribution", DISTRIBUTIONS[0])
-    for name, value, allowed in (
-        ("blend", blend, BLENDS),
-        ("distribution", distribution, DISTRIBUTIONS),
-    ):
-        if value not in allowed:
-            raise InputError(f"{name} is {value!r}; give one of {', '.join(allowed)}.")
+    _require_one_of("blend", blend, BLENDS)
+    static = is_static(inputs.get("distribution", DISTRIBUTIONS[0]))
     for name in ("positive", "negative"):
         require_croppable(inputs[name], name, inputs["batch_size"])
     layout = Layout(
@@ -174,7 +186,7 @@ def redraw_of(inputs: dict[str, Any]) -> Redraw:
         denoise=inputs["denoise"],
         seam_denoise=inputs["seam_fix_denoise"],
         progressive=blend == "progressive",
-        static=distribution == "static",
+        static=static,
         batch=inputs["batch_size"],
     )
 
@@ -240,14 +252,15 @@ def upscale(hidden: Any, inputs: dict[str, Any], image: Any, factor: float) -> i
         raise InputError(f"upscale_by is {factor}; give more than 0.")
     sampling, how = sampling_of(inputs), redraw_of(inputs)
     size = enlarged_size(colors.shape[2], colors.shape[1], factor, how.layout.unit)
-    model, node_id = inputs.get("upscale_model"), hidden.unique_id
-    parts = [sample_part(sampling), *([model_part()] if model is not None else [])]
+    model = None if factor == 1.0 else inputs.get("upscale_model")
+    by_model = None if model is None else ModelUpscale(upscale_model=model, static=how.static)
+    parts = [sample_part(sampling), *([model_part()] if by_model is not None else [])]
+    node_id = hidden.unique_id
 
     def work(elsewhere: Elsewhere) -> io.NodeOutput:
-        if model is None or factor == 1.0:
+        if by_model is None:
             pixels = resized(colors, *size)
         else:
-            by_model = ModelUpscale(upscale_model=model, static=how.static)
             pixels = upscale_by_model(elsewhere, node_id, colors, by_model, size)
         original = (colors.shape[2], colors.shape[1])
         canvas = pixels.float().cpu().clone()
@@ -262,7 +275,7 @@ def joined_alpha(pixels_BHWC: torch.Tensor, alpha: torch.Tensor | None) -> torch
     if alpha is None:
         return pixels_BHWC
     height, width = pixels_BHWC.shape[1:3]
-    return torch.cat([pixels_BHWC, resized(alpha, width, height).clamp(0.0, 1.0)], dim=-1)
+    return torch.cat([pixels_BHWC, resized(alpha, width, height)], dim=-1)
 
 
 class FleetModelUpscale(io.ComfyNode):
@@ -305,18 +318,15 @@ def model_inputs() -> list[Any]:
     return [
         io.Int.Input("tile", optional=True, default=512, min=64, max=MAX_SIDE, step=8),
         io.Int.Input("overlap", optional=True, default=32, min=0, max=1024),
-        fleet_inputs()[1],
+        distribution_input(),
     ]
 
 
 def model_upscale_of(inputs: dict[str, Any]) -> ModelUpscale:
     """The inputs that say how a model upscales. Raises InputError."""
-    distribution = inputs.get("distribution", DISTRIBUTIONS[0])
-    if distribution not in DISTRIBUTIONS:
-        raise InputError(f"distribution is {distribution!r}; give dynamic or static.")
     return ModelUpscale(
         upscale_model=inputs["upscale_model"],
         tile=inputs.get("tile", 512),
         overlap=inputs.get("overlap", 32),
-        static=distribution == "static",
+        static=is_static(inputs.get("distribution", DISTRIBUTIONS[0])),
     )

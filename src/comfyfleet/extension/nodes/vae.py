@@ -8,11 +8,17 @@ import torch
 from comfy_api.latest import io
 
 from comfyfleet.errors import InputError
-from comfyfleet.extension import exact_vae
-from comfyfleet.extension.elsewhere import Elsewhere, naming, spread
+from comfyfleet.extension.gang import exact_vae
 from comfyfleet.extension.nodes.internal import INTERNAL
-from comfyfleet.extension.upscaling import kind_of, require_pictures, with_colors
-from comfyfleet.extension.vae import (
+from comfyfleet.extension.nodes.upscale import distribution_input, is_static
+from comfyfleet.extension.spread.elsewhere import Elsewhere, naming, spread
+from comfyfleet.extension.spread.upscaling import (
+    DISTRIBUTIONS,
+    kind_of,
+    require_pictures,
+    with_colors,
+)
+from comfyfleet.extension.spread.vae import (
     DECODE_NODE,
     ENCODE_NODE,
     Tiling,
@@ -40,12 +46,20 @@ def _tile_inputs() -> list[Any]:
             tooltip="tiled: as VAE Decode (Tiled) or VAE Encode (Tiled). exact: as without tiles, "
             "each device with a part of the rows; for VAEs of pictures.",
         ),
+        distribution_input(),
     ]
 
 
 def _require_mode(mode: str) -> None:
     if mode not in MODES:
         raise InputError(f"mode is {mode!r}; give {' or '.join(MODES)}.")
+
+
+def _tiling_of(
+    vae: Any, tile_size: int, overlap: int, distribution: str = DISTRIBUTIONS[0]
+) -> Tiling:
+    static = is_static(distribution)
+    return Tiling(vae=vae, tile_size=tile_size, overlap=overlap, static=static)
 
 
 class FleetVAEDecode(io.ComfyNode):
@@ -66,9 +80,7 @@ class FleetVAEDecode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, samples: Any, vae: Any, tile_size: int, overlap: int, mode: str = MODES[0]
-    ) -> io.NodeOutput:
+    def execute(cls, samples: Any, vae: Any, mode: str = MODES[0], **inputs: Any) -> io.NodeOutput:
         hidden = cls.hidden
         with naming(hidden, "FleetVAEDecode"):
             _require_mode(mode)
@@ -76,7 +88,7 @@ class FleetVAEDecode(io.ComfyNode):
             if mode == "exact":
                 pixels = exact_vae.decode(hidden, vae, latent)
                 return io.NodeOutput(pixels.reshape(-1, *pixels.shape[-3:]))
-            tiling = Tiling(vae=vae, tile_size=tile_size, overlap=overlap)
+            tiling = _tiling_of(vae, **inputs)
 
         def work(elsewhere: Elsewhere) -> io.NodeOutput:
             return io.NodeOutput(decoded(elsewhere, hidden.unique_id, tiling, latent))
@@ -102,17 +114,16 @@ class FleetVAEEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, pixels: Any, vae: Any, tile_size: int, overlap: int, mode: str = MODES[0]
-    ) -> io.NodeOutput:
+    def execute(cls, pixels: Any, vae: Any, mode: str = MODES[0], **inputs: Any) -> io.NodeOutput:
         hidden = cls.hidden
         with naming(hidden, "FleetVAEEncode"):
             _require_mode(mode)
             colors, _ = with_colors(require_pictures(pixels, "pixels"))
+            _require_no_sound(vae)
             _require_size(colors, int(vae.spacial_compression_decode()))
             if mode == "exact":
                 return io.NodeOutput({"samples": exact_vae.encode(hidden, vae, colors)})
-            tiling = Tiling(vae=vae, tile_size=tile_size, overlap=overlap)
+            tiling = _tiling_of(vae, **inputs)
 
         def work(elsewhere: Elsewhere) -> io.NodeOutput:
             samples = encoded(elsewhere, hidden.unique_id, tiling, colors)
@@ -133,6 +144,8 @@ def _latent_of(samples: Any, vae: Any) -> torch.Tensor:
             f"samples is a latent of shape {tuple(latent.shape)}; give pictures or a video of one "
             "pixel or more. Sound needs ComfyUI's own VAE Decode Audio."
         )
+    if dims == vae.latent_dim:
+        _require_no_sound(vae)
     if latent.shape[1] != vae.latent_channels:
         raise InputError(
             f"samples has {latent.shape[1]} channels, but the VAE takes {vae.latent_channels}: "
@@ -145,6 +158,13 @@ def _latent_of(samples: Any, vae: Any) -> torch.Tensor:
         )
     found: torch.Tensor = latent
     return found
+
+
+def _require_no_sound(vae: Any) -> None:
+    vae.throw_exception_if_invalid()
+    # Latents of some, as ACE-Step's, have the form of a picture's; sound is stereo.
+    if vae.latent_dim == 1 or vae.output_channels == 2:
+        raise InputError("this is a VAE of sound: connect the one that belongs to the model.")
 
 
 def _require_size(pixels_BHWC: torch.Tensor, least: int) -> None:

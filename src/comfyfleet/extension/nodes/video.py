@@ -8,7 +8,6 @@ from comfy_api.latest import io
 
 from comfyfleet.comfy.videos import Reader
 from comfyfleet.errors import InputError
-from comfyfleet.extension.elsewhere import Elsewhere, naming, spread
 from comfyfleet.extension.nodes.upscale import (
     custom_inputs,
     fleet_inputs,
@@ -19,8 +18,9 @@ from comfyfleet.extension.nodes.upscale import (
     sampling_of,
     tile_inputs,
 )
-from comfyfleet.extension.upscaling import enlarged_size, model_part, sample_part
-from comfyfleet.extension.video import redraw_video, upscale_video_by_model
+from comfyfleet.extension.spread.elsewhere import Elsewhere, naming, spread
+from comfyfleet.extension.spread.upscaling import enlarged_size, model_part, sample_part
+from comfyfleet.extension.spread.video import redraw_video, upscale_video_by_model
 
 
 class FleetUpscaleVideo(io.ComfyNode):

@@ -1,0 +1,1 @@
+"""Forwards that several devices compute together, as nodes ask for them."""

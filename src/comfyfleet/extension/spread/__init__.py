@@ -1,0 +1,1 @@
+"""One node's work as many small tasks on all devices: tiles, frames, VAEs."""
