@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 
 import pytest
@@ -311,6 +311,61 @@ def test_nobody_goes_before_all_are_connected(monkeypatch: pytest.MonkeyPatch):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(come, [World(store, place) for place in places]))
     assert events == ["the second is connected", "the first can go"]
+
+
+def test_who_leaves_when_all_are_connected_has_come(monkeypatch: pytest.MonkeyPatch):
+    """The other may look for it, and then for who has left, in just that moment."""
+    looks, has_left = threading.Event(), threading.Event()
+    made: list[int] = []
+
+    def make(store: Store, rank: int, size: int, timeout: timedelta, place: Place) -> None:
+        made.append(rank)
+        assert rank == 0 or looks.wait(60)
+
+    def between_its_looks() -> bool:
+        if 0 in made:
+            looks.set()
+            assert has_left.wait(60)
+        return False
+
+    def come_and_leave(world: World) -> None:
+        world.group((0, 1))
+        world.close()
+        has_left.set()
+
+    monkeypatch.setitem(comm._PROCESS_GROUPS, "gloo", make)
+    store = HashStore()
+    places = [Place(rank=rank, size=2, device=torch.device("cpu")) for rank in (0, 1)]
+    staying, leaving = World(store, places[0], between_its_looks), World(store, places[1])
+    with ThreadPoolExecutor(1) as pool:
+        left = pool.submit(come_and_leave, leaving)
+        assert len(staying.group((0, 1))) == 2
+        left.result(timeout=60)
+
+
+def test_who_comes_after_one_has_given_up_waits_for_nobody():
+    """What that one has said before is still there: gloo would wait for it."""
+    store = HashStore()
+    places = [Place(rank=rank, size=3, device=torch.device("cpu")) for rank in range(3)]
+    worlds = [World(store, place) for place in places]
+    worlds[1].close()
+    for rank in (0, 2):
+        with pytest.raises(LinkLost, match=f"rank {rank} lost the others: one of them has left"):
+            worlds[rank].line((0, 2))
+
+
+def test_messages_may_take_longer_than_connecting(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(comm, "_MEET_S", 5.0)
+    worlds = connected((0, 1))
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [
+            pool.submit(worlds[1].group((0, 1)).receive, 1, torch.float32, 0),
+            pool.submit(worlds[1].group((0, 1)).start_exchange(torch.zeros(0), 0, 1, 0)),
+        ]
+        assert not wait(waiting, timeout=5.5).done
+        worlds[0].group((0, 1)).start_exchange(torch.ones(1), 1, 0, 1)()
+        worlds[0].group((0, 1)).send(torch.ones(1), 1)
+        assert [found.result(timeout=60).item() for found in waiting] == [1.0, 1.0]
 
 
 def test_a_rank_that_is_late_is_lost():

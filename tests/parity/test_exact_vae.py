@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,6 +24,10 @@ from tests.parity.case import noise  # noqa: E402
 from tests.parity.test_vae_rows import KL, kl, models  # noqa: E402
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("comfy")]
+
+#: How a follower joins its gang, and what it does then.
+Join = Callable[[], Follower]
+Follow = Callable[[Join], object]
 
 LATENT = (2, 4, 7, 5)
 PICTURES = (2, 59, 40, 3)
@@ -73,13 +78,13 @@ class Bed:
     vaes: Sequence[Any]
     told: Told = field(default_factory=Told)
 
-    def run(self, method: str, value: Tensor, follow: Callable[[Follower], object]) -> Tensor:
+    def run(self, method: str, value: Tensor, follow: Follow) -> Tensor:
         from comfyfleet.comfy.exact_vae import BY_ROWS, ExactVAE
 
         def work(world: World) -> Tensor | None:
             vae = self.vaes[world.place.rank]
             if world.place.rank:
-                follow(Follower(world, vae.first_stage_model, way=BY_ROWS))
+                follow(partial(Follower, world, vae.first_stage_model, way=BY_ROWS))
                 return None
             gang = Gang(world)
             found = ExactVAE(vae, gang, self.told).run(method, value)
@@ -105,7 +110,12 @@ def bed(ranks: Ranks, vaes: list[Any]) -> Bed:
     return Bed(ranks, vaes)
 
 
-def loses(follower: Follower) -> None:
+def serves(join: Join) -> int:
+    return join().serve()
+
+
+def loses(join: Join) -> None:
+    follower = join()
     with pytest.raises(LinkLost):
         follower.serve()
 
@@ -113,27 +123,49 @@ def loses(follower: Follower) -> None:
 @pytest.mark.parametrize(("method", "shape"), [("decode", LATENT), ("encode", PICTURES)])
 def test_all_compute_what_one_does(bed: Bed, method: str, shape: tuple[int, ...]):
     value = noise(*shape)
-    bed.check(bed.run(method, value, Follower.serve), method, value)
+    bed.check(bed.run(method, value, serves), method, value)
     assert bed.told == [f"INFO: Exact {method}: rows on cpu, cpu, cpu."]
 
 
 def test_a_batch_in_parts_is_shared_part_by_part(bed: Bed, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bed.vaes[0], "memory_used_decode", lambda shape, dtype: 1e18)
     served: list[int] = []
-    found = bed.run("decode", noise(*LATENT), lambda follower: served.append(follower.serve()))
+    found = bed.run("decode", noise(*LATENT), lambda join: served.append(serves(join)))
     bed.check(found, "decode", noise(*LATENT))
     assert served == [2, 2] and len(bed.told) == 1
 
 
 def test_a_lost_follower_costs_only_time(bed: Bed):
-    def follow(follower: Follower) -> None:
+    all_are_here = threading.Event()
+
+    def follow(join: Join) -> None:
+        follower = join()
         if follower._world.place.rank == 1:
+            assert all_are_here.wait(60)
             follower._world.close()
-        else:
-            loses(follower)
+            return
+        all_are_here.set()
+        with pytest.raises(LinkLost):
+            follower.serve()
 
     bed.check(bed.run("decode", noise(*LATENT), follow), "decode", noise(*LATENT))
     assert bed.told == ["WARNING: One device computes: One was lost. It is repeated."]
+
+
+def test_a_follower_that_is_lost_before_the_next_comes_costs_only_time(bed: Bed):
+    one_has_left = threading.Event()
+
+    def follow(join: Join) -> None:
+        if threading.current_thread().name.startswith("rank1"):
+            join()._world.close()
+            one_has_left.set()
+            return
+        assert one_has_left.wait(60)
+        with pytest.raises(LinkLost):
+            join()
+
+    bed.check(bed.run("decode", noise(*LATENT), follow), "decode", noise(*LATENT))
+    assert bed.told == ["WARNING: One device computes: One was lost."]
 
 
 def test_an_error_here_is_raised_and_ends_it_for_all(bed: Bed, monkeypatch: pytest.MonkeyPatch):

@@ -32,9 +32,10 @@ _LOOPBACK = "127.0.0.1"
 _PATIENCE_S = 7 * 24 * 3600.0
 #: Seconds in which all ranks of a group come to connect: a forward's first layers at the most.
 _MEET_S = 120.0
-#: How often it is seen whether they have come; what whoever leaves says.
+#: How often it is seen whether they have come; what whoever leaves says; a meeting's good end.
 _LOOK_S = 0.005
 _LEFT = "left"
+_ALL_CAME = "all came"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,12 @@ class Group:
     """Some ranks of a world that exchange bytes; this process is one of them."""
 
     def __init__(
-        self, world: World, ranks: tuple[int, ...], backend: str, process_group: Any
+        self,
+        world: World,
+        ranks: tuple[int, ...],
+        backend: str,
+        process_group: Any,
+        timeout: timedelta,
     ) -> None:
         self.ranks = ranks
         self.index = ranks.index(world.place.rank)
@@ -67,6 +73,8 @@ class Group:
         self._medium = self._device if backend == "nccl" else torch.device("cpu")
         self._connections = process_group
         self._backend = backend
+        #: gloo's messages know only the limit of its connecting; NCCL's know their own.
+        self._limit = () if backend == "nccl" else (timeout,)
         #: Exchanges so far, equal on all ranks of the group: messages in flight are told apart.
         self._exchanges = 0
         #: Exchanges that nobody has waited for yet. Nothing else may hold what backends return:
@@ -122,12 +130,12 @@ class Group:
     def send(self, data: Tensor, to: int) -> None:
         """Send a flat tensor to one rank of the group, by index."""
         outgoing = self._readable(data)
-        self._world.wait(lambda: self._pg.send([_as_bytes(outgoing)], to, 0).wait())
+        self._world.wait(lambda: self._pg.send([_as_bytes(outgoing)], to, 0).wait(*self._limit))
 
     def receive(self, size: int, dtype: torch.dtype, source: int) -> Tensor:
         """Receive ``size`` elements, flat, on this rank's device."""
         incoming = self._empty(size, dtype)
-        self._world.wait(lambda: self._pg.recv([_as_bytes(incoming)], source, 0).wait())
+        self._world.wait(lambda: self._pg.recv([_as_bytes(incoming)], source, 0).wait(*self._limit))
         return incoming.to(self._device)
 
     def start_exchange(self, data: Tensor, to: int, size: int, source: int) -> Callable[[], Tensor]:
@@ -153,7 +161,7 @@ class Group:
     def _end_exchange(self, tag: int) -> None:
         self._check_open()
         for i in range(len(self._underway[tag])):
-            self._underway[tag][i].wait()
+            self._underway[tag][i].wait(*self._limit)
         del self._underway[tag]
 
     def _readable(self, data: Tensor) -> Tensor:
@@ -234,7 +242,8 @@ class World:
             rank, timeout = ranks.index(self.place.rank), timedelta(seconds=timeout_s)
             make = partial(_PROCESS_GROUPS[backend], store, rank, len(ranks), timeout, self.place)
             connect = partial(self._connect, store, rank, len(ranks), make, min(timeout_s, _MEET_S))
-            self._groups[purpose, ranks] = Group(self, ranks, backend, self.wait(connect))
+            connections = self.wait(connect)
+            self._groups[purpose, ranks] = Group(self, ranks, backend, connections, timeout)
         return self._groups[purpose, ranks]
 
     def _connect(
@@ -251,16 +260,28 @@ class World:
         return connections
 
     def _meet(self, store: Store, rank: int, size: int, end: float, word: str) -> None:
-        """Say a word, and wait until all have said it."""
+        """Say a word, and wait until all have said it; all go on, or none.
+
+        One may leave while others come: the first verdict on it holds for all.
+        """
         store.set(f"{word}-{rank}", "")
         said = [f"{word}-{other}" for other in range(size)]
         pause = threading.Event()
-        while not store.check(said):
-            if self._lost() or self._store.check([_LEFT]):
-                raise RuntimeError("one of them has left its gang.")
-            if time.monotonic() > end:
-                raise RuntimeError("not all came in time to connect.")
-            pause.wait(_LOOK_S)
+        while not store.check([word]):
+            if verdict := self._verdict(store.check(said), end):
+                store.compare_set(word, "", verdict)
+            else:
+                pause.wait(_LOOK_S)
+        if (verdict := store.get(word).decode()) != _ALL_CAME:
+            raise RuntimeError(verdict)
+
+    def _verdict(self, all_came: bool, end: float) -> str:
+        """What whoever looks now can say of a meeting; empty while it goes on."""
+        if all_came:
+            return _ALL_CAME
+        if self._lost() or self._store.check([_LEFT]):
+            return "one of them has left its gang."
+        return "not all came in time to connect." if time.monotonic() > end else ""
 
 
 def _as_bytes(data: Tensor) -> Tensor:
@@ -289,9 +310,12 @@ def _gloo(store: Store, rank: int, size: int, timeout: timedelta, place: Place) 
 
     _keep_no_flight_record()
     options = ProcessGroupGloo._Options()
-    options._timeout = timeout
+    # Connecting waits so long for a rank that died in that moment; what follows has its own limit.
+    options._timeout = min(timeout, timedelta(seconds=_MEET_S))
     options._devices = [_gloo_device(place.host)]
-    return ProcessGroupGloo(store, rank, size, options)
+    group = ProcessGroupGloo(store, rank, size, options)
+    group._set_default_timeout(timeout)
+    return group
 
 
 def _nccl(store: Store, rank: int, size: int, timeout: timedelta, place: Place) -> Any:
