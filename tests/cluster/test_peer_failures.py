@@ -22,7 +22,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.queue_bed.bed import PACK, Gates, fault, picture, queued, save, saved, share, unshare
+from tests.queue_bed.bed import (
+    PACK,
+    Gates,
+    fault,
+    picture,
+    queued,
+    save,
+    saved,
+    share,
+    unshare,
+    wait_to_run,
+)
 from tests.support import Master, error_of, wait_until, worker_pids
 from tests.upscale_bed.bed import PACK as UPSCALE_PACK
 from tests.upscale_bed.bed import demo
@@ -239,6 +250,7 @@ def end_in_every_way(server: Master, folder: Path) -> None:
 def cancel(server: Master, gates: Gates, prompt: dict[str, Any], name: str) -> None:
     prompt_id = server.queue(prompt)
     gates.wait(name)
+    wait_to_run(server, prompt_id)
     server.post("/interrupt", {"prompt_id": prompt_id})
     assert server.finish(prompt_id)["status"]["status_str"] == "error"
 

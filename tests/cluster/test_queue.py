@@ -20,12 +20,14 @@ from tests.queue_bed.bed import (
     Gates,
     assert_in_time,
     fault,
+    hold,
     picture,
     queued,
     save,
     saved,
     share,
     unshare,
+    wait_to_run,
 )
 from tests.support import Master, error_of, wait_until
 
@@ -195,6 +197,7 @@ def test_all_devices_work_at_once(server: Master, gates: Gates) -> None:
     wait_until(lambda: sum(map(gates.reached, names)) == 3, "three of them to be held", 60)
     reached = {prompt_id: gates.who(name) for prompt_id, name in zip(ids, names, strict=True)}
     assert sorted(reached.values()) == ["", "cpu-0", "cpu-1", "master"]
+    wait_to_run(server, *(prompt_id for prompt_id, who in reached.items() if who))
     running, waiting = queued(server)
     assert {each: bool(who) for each, who in reached.items()} == {
         **dict.fromkeys(running, True),
@@ -272,8 +275,7 @@ def test_two_clients_see_their_own_prompts_only(shared: Master, gates: Gates) ->
 
 
 def test_the_queue_can_be_reordered_and_pruned(shared: Master, gates: Gates) -> None:
-    held = [shared.queue(gates.prompt(name, i)) for i, name in enumerate(["p", "q"])]
-    gates.wait("p", "q")
+    held = hold(shared, gates, "p", "q").values()
     later, gone = shared.queue(gates.prompt("later", 1)), shared.queue(gates.prompt("gone", 2))
     body = {"prompt": gates.prompt("first", 3), "front": True}
     first = str(shared.post("/prompt", body)["prompt_id"])
@@ -290,8 +292,7 @@ def test_the_queue_can_be_reordered_and_pruned(shared: Master, gates: Gates) -> 
 
 
 def test_the_queue_can_be_cleared(shared: Master, gates: Gates) -> None:
-    held = [shared.queue(gates.prompt(name, i)) for i, name in enumerate(["r", "s"])]
-    gates.wait("r", "s")
+    held = hold(shared, gates, "r", "s").values()
     for _ in range(5):
         shared.queue(gates.prompt("never", 4))
     shared.post("/queue", {"clear": True})
@@ -309,6 +310,7 @@ def test_one_running_prompt_is_interrupted_and_no_other(shared: Master, gates: G
         gates.forget("stop")
         stop = shared.queue(stopped)
         gates.wait("stay", "stop")
+        wait_to_run(shared, stay, stop)
         began = time.monotonic()
         shared.post("/interrupt", {"prompt_id": stop})
         entry = shared.finish(stop)
@@ -326,21 +328,19 @@ def test_one_running_prompt_is_interrupted_and_no_other(shared: Master, gates: G
 
 def test_the_masters_own_prompt_is_interrupted_and_no_other(server: Master, gates: Gates) -> None:
     share(server, master_computes=True)
-    ids = {name: server.queue(gates.prompt(name, i)) for i, name in enumerate(["k", "l", "m"])}
-    where = dict(zip(gates.wait("k", "l", "m"), "klm", strict=True))
-    server.post("/interrupt", {"prompt_id": ids[where["master"]]})
-    assert server.finish(ids[where["master"]])["status"]["status_str"] == "error"
+    held = hold(server, gates, "k", "l", "m")
+    server.post("/interrupt", {"prompt_id": held["master"]})
+    assert server.finish(held["master"])["status"]["status_str"] == "error"
     gates.open("k", "l", "m")
     for worker in ("cpu-0", "cpu-1"):
-        assert server.finish(ids[where[worker]])["status"]["status_str"] == "success"
+        assert server.finish(held[worker])["status"]["status_str"] == "success"
 
 
 def test_interrupt_without_an_id_stops_all_that_runs(server: Master, gates: Gates) -> None:
     share(server, master_computes=True)
-    ids = [server.queue(gates.prompt(name, i)) for i, name in enumerate(["t", "u", "v"])]
-    gates.wait("t", "u", "v")
+    held = hold(server, gates, "t", "u", "v")
     server.post("/interrupt", {})
-    for prompt_id in ids:
+    for prompt_id in held.values():
         assert server.finish(prompt_id)["status"]["status_str"] == "error"
 
 
@@ -348,6 +348,7 @@ def test_switching_off_leaves_the_rest_to_the_master(server: Master, gates: Gate
     share(server)
     ids = [server.queue(gates.prompt(name, i)) for i, name in enumerate(["e", "f", "g"])]
     gates.wait("e", "f")
+    wait_to_run(server, *ids[:2])
     unshare(server)
     assert gates.wait("g") == ["master"]
     gates.open("e", "f", "g")

@@ -16,7 +16,16 @@ import pytest
 
 from tests import prompts
 from tests.cluster.test_queue import form
-from tests.queue_bed.bed import PACK, Gates, Prompt, picture, save, share, unshare
+from tests.queue_bed.bed import (
+    PACK,
+    Gates,
+    Prompt,
+    picture,
+    save,
+    share,
+    unshare,
+    wait_to_run,
+)
 from tests.support import Master
 
 pytestmark = pytest.mark.cluster
@@ -109,6 +118,7 @@ def test_of_a_prompt_without_a_client_all_see_that_it_was_stopped(
 ) -> None:
     def stop(prompt_id: str, name: str) -> None:
         gates.wait(name)
+        wait_to_run(server, prompt_id)
         server.post("/interrupt", {"prompt_id": prompt_id})
 
     alone, elsewhere = both(

@@ -63,15 +63,21 @@ class Play:
         """Wait until these are in the history, and their clients know it."""
         for name in names:
             await asyncio.to_thread(self.server.finish, self.ids[name], 60)
-        while not all(self._is_told_of_end(self.ids[name]) for name in names):
-            await asyncio.sleep(0.02)
+        for name in names:
+            await self._is_told(name, None)
 
-    def _is_told_of_end(self, prompt_id: str) -> bool:
-        told = [event for events in self.told.values() for event in events]
-        return any(
-            kind == "executing" and about == prompt_id and data["node"] is None
-            for kind, about, data in told
-        )
+    async def stands_at_gate(self, name: str) -> None:
+        """Wait until its client knows it: a word on its way is lost if it is stopped."""
+        await self._is_told(name, "2")
+
+    async def _is_told(self, name: str, node: str | None) -> None:
+        """Wait until somebody is told that this node of the prompt runs; None: that it ended."""
+        while not any(
+            kind == "executing" and about == self.ids[name] and data["node"] == node
+            for events in self.told.values()
+            for kind, about, data in events
+        ):
+            await asyncio.sleep(0.02)
 
     def endings(self) -> dict[str, Any]:
         """The histories, in their order."""
@@ -116,7 +122,7 @@ def what_happens(server: Master, gates: Gates, mark: int) -> dict[str, Any]:
         one, two = (uuid.uuid4().hex for _ in range(2))
         async with connected(play, one), connected(play, two):
             await play.queue(one, "a", held("a"))
-            await asyncio.to_thread(gates.wait, f"a{mark}")
+            await play.stands_at_gate("a")
             await play.queue(two, "b", held("b"))
             await play.queue(one, "bad", fault("all", color=1000 * mark))
             await play.queue(two, "gone", saved(1))
@@ -126,10 +132,10 @@ def what_happens(server: Master, gates: Gates, mark: int) -> dict[str, Any]:
             await play.post("/queue", {"delete": [play.ids["gone"]]})
             lines.append(play.line)
             await play.post("/interrupt", {"prompt_id": play.ids["a"]})
-            await asyncio.to_thread(gates.wait, f"f{mark}")
+            await play.stands_at_gate("first")
             lines.append(play.line)
             gates.open(f"f{mark}")
-            await asyncio.to_thread(gates.wait, f"b{mark}")
+            await play.stands_at_gate("b")
             lines.append(play.line)
             await play.post("/interrupt", {})
             await play.ends("a", "first", "b", "bad", "last")

@@ -11,7 +11,7 @@ from typing import Protocol
 import pytest
 from PIL import Image
 
-from tests.queue_bed.bed import PACK, Gates, queued, save, saved
+from tests.queue_bed.bed import PACK, Gates, queued, save, saved, wait_to_run
 from tests.support import Master, marked_processes, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -80,6 +80,8 @@ def test_a_masters_queue_goes_on_where_it_was(
         prompt["first"] = {"class_type": "TestSaver", "inputs": inputs}
         prompt["3"] = save(["2", 0], "behind")
         ids.append(master.queue(prompt))
+        if color == 1:
+            gates.wait("g1")  # else the master might be given a later one before it sees its own
     assert sorted(gates.wait("g1", "g2")) == ["cpu-0", "master"]
     output = master.base / "output"
     wait_until(lambda: colors(output, "before") == [1, 2], "the first files")
@@ -118,6 +120,7 @@ def test_a_queue_that_is_not_written_down_is_forgotten(start: Start, tmp_path: P
     master.run(saved(1))
     ids = [master.queue(gates.prompt(name, 2)) for name in ("held", "waits")]
     gates.wait("held")
+    wait_to_run(master, ids[0])
     assert queued(master) == ([ids[0]], [ids[1]])
     assert not list(master.folder.glob("queue*"))
     master.process.kill()

@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.queue_bed.bed import PACK, Gates, fault, queued, save, saved, share, unshare
+from tests.queue_bed.bed import (
+    PACK,
+    Gates,
+    fault,
+    hold,
+    queued,
+    save,
+    saved,
+    share,
+    unshare,
+    wait_to_run,
+)
 from tests.support import Master, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -55,8 +66,7 @@ def test_what_ended_while_nothing_was_shared_does_not_run_again(
     server: Master, gates: Gates
 ) -> None:
     share(server)
-    held = server.queue(gates.prompt("held", 4))
-    gates.wait("held")
+    (held,) = hold(server, gates, "held").values()
     waiting = server.queue(saved(5, "once"))
     unshare(server)
     gates.open("held")
@@ -72,8 +82,7 @@ def test_an_interrupt_after_sharing_ended_stops_the_right_prompt(
     server: Master, gates: Gates
 ) -> None:
     share(server)
-    theirs = server.queue(gates.prompt("theirs", 7))
-    gates.wait("theirs")
+    (theirs,) = hold(server, gates, "theirs").values()
     unshare(server)
     ours = server.queue(gates.prompt("ours", 8))
     gates.wait("ours")
@@ -112,8 +121,7 @@ def test_what_is_deleted_while_sharing_is_switched_stays_deleted(
     server: Master, gates: Gates
 ) -> None:
     share(server)
-    held = server.queue(gates.prompt("holds", 30))
-    gates.wait("holds")
+    (held,) = hold(server, gates, "holds").values()
     ids = [server.queue(gates.prompt(f"d{i}", i)) for i in range(40)]
     with ThreadPoolExecutor(1) as other:
         switching = other.submit(lambda: [share(server) for _ in range(20)])
@@ -157,6 +165,7 @@ def test_two_prompts_with_one_id_are_two_prompts(server: Master, gates: Gates) -
         prompt = gates.prompt(name, color)
         assert server.post("/prompt", {"prompt": prompt, "prompt_id": given})["prompt_id"] == given
     assert gates.wait("first") == ["cpu-0"]
+    wait_to_run(server, given)
     server.post("/queue", {"delete": [given]})  # one that waits, as in one ComfyUI
     assert queued(server) == ([given], [given])
     gates.open("first")

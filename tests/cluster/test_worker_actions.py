@@ -10,7 +10,18 @@ import psutil
 import pytest
 
 from tests.cluster.test_cancel import all_idle, held_shares
-from tests.queue_bed.bed import PACK, Gates, fault, picture, queued, saved, share, unshare
+from tests.queue_bed.bed import (
+    PACK,
+    Gates,
+    fault,
+    hold,
+    picture,
+    queued,
+    saved,
+    share,
+    unshare,
+    wait_to_run,
+)
 from tests.support import Master, error_of, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -53,12 +64,6 @@ def status_of(server: Master, worker: str) -> dict[str, Any]:
 
 def pids(server: Master) -> dict[str, int]:
     return {name: worker["pid"] for name, worker in statuses(server).items()}
-
-
-def hold(server: Master, gates: Gates, *names: str) -> dict[str, str]:
-    """Prompts that stand at gates; their ids by who runs them."""
-    ids = [server.queue(gates.prompt(name, ord(name[0]))) for name in names]
-    return dict(zip(gates.wait(*names), ids, strict=True))
 
 
 def ended(server: Master, *prompt_ids: str) -> set[str]:
@@ -162,8 +167,8 @@ def test_a_worker_that_is_switched_off_while_it_works_ends_that_and_no_more(
     """Drain: what it has in hand is finished there, and all else goes to the other one."""
     held = hold(shared, gates, "a", "b")
     act(shared, "cpu-0", "disable")
-    worker = status_of(shared, "cpu-0")
-    assert worker["task"]["prompt_id"] == held["cpu-0"] and "owner" in worker["reason"]
+    wait_until(lambda: "owner" in status_of(shared, "cpu-0")["reason"], "the owner's word")
+    assert status_of(shared, "cpu-0")["task"]["prompt_id"] == held["cpu-0"]
     gates.open("a", "b")
     assert ended(shared, *held.values()) == {"success"}
     wait_until(lambda: shared.states()["cpu-0"] == "paused", "the pause")
@@ -182,6 +187,7 @@ def test_a_worker_switched_on_while_the_other_works_takes_what_waits(
     assert queued(shared) == ([], waiting)
     act(shared, "cpu-1", "enable")
     assert gates.wait("a") == ["cpu-1"]
+    wait_to_run(shared, waiting[0])
     assert queued(shared) == (waiting[:1], waiting[1:])
     act(shared, "cpu-0", "enable")
     assert gates.wait("b") == ["cpu-0"]

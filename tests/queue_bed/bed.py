@@ -112,6 +112,22 @@ def unshare(master: Master) -> None:
     assert not master.post("/comfyfleet/v1/share", {"on": False})["on"]
 
 
+def wait_to_run(master: Master, *prompt_ids: str) -> None:
+    """Wait until all of these run, as any client sees it.
+
+    Whoever stands at a gate may be there sooner: workers begin before the queue is told of it.
+    """
+    wait_until(lambda: {*prompt_ids} <= {*queued(master)[0]}, "the prompts to run")
+
+
+def hold(master: Master, gates: Gates, *names: str) -> dict[str, str]:
+    """Prompts that run, and stand at gates of these names; their ids by who runs them."""
+    ids = [master.queue(gates.prompt(name, i)) for i, name in enumerate(names)]
+    who = gates.wait(*names)
+    wait_to_run(master, *ids)
+    return dict(zip(who, ids, strict=True))
+
+
 def queued(master: Master) -> tuple[list[str], list[str]]:
     """The ids of the running and of the waiting prompts, as any client sees them."""
     found: Mapping[str, Any] = master.get("/queue")
