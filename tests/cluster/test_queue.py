@@ -522,10 +522,45 @@ def with_model(held: dict[str, Any]) -> dict[str, Any]:
 def test_a_run_can_be_cancelled_by_its_id(shared: Master, gates: Gates) -> None:
     prompt_id = shared.queue(gates.prompt("cancelled", 80))
     gates.wait("cancelled")
-    runs = shared.get("/comfyfleet/v1/status")["runs"]
-    (run,) = (run for run in runs if run["prompt_id"] == prompt_id)
-    shared.post(f"/comfyfleet/v1/runs/{run['id']}/cancel", {})
+    shared.post(f"/comfyfleet/v1/runs/{run_of(shared, prompt_id)}/cancel", {})
     assert shared.finish(prompt_id)["status"]["status_str"] == "error"
+
+
+def test_a_run_that_waits_can_be_cancelled_by_its_id(shared: Master, gates: Gates) -> None:
+    """Its prompt had stayed in the queue, where nobody was to take it."""
+    held = hold(shared, gates, "w0", "w1").values()
+    prompt_id = shared.queue(gates.prompt("waits", 81))
+    shared.post(f"/comfyfleet/v1/runs/{run_of(shared, prompt_id)}/cancel", {})
+    messages = shared.finish(prompt_id)["status"]["messages"]
+    assert [kind for kind, _ in messages] == ["execution_interrupted"]
+    assert queued(shared)[1] == []
+    gates.open("w0", "w1")
+    for each in held:
+        assert shared.finish(each)["status"]["status_str"] == "success"
+    assert not gates.reached("waits")
+
+
+def test_a_run_of_the_master_can_be_cancelled_by_its_id(server: Master, gates: Gates) -> None:
+    share(server, master_computes=True)
+    held = hold(server, gates, "m0", "m1", "m2")
+    server.post(f"/comfyfleet/v1/runs/{run_of(server, held['master'])}/cancel", {})
+    assert server.finish(held["master"])["status"]["status_str"] == "error"
+    after = server.queue(gates.prompt("m3", 82))
+    assert gates.wait("m3") == ["master"]
+    gates.open("m0", "m1", "m2", "m3")
+    for prompt_id in (held["cpu-0"], held["cpu-1"], after):
+        assert server.finish(prompt_id)["status"]["status_str"] == "success"
+
+
+def run_of(server: Master, prompt_id: str) -> str:
+    """The id of its run, which is known a moment after it was queued."""
+
+    def found() -> list[str]:
+        runs = server.get("/comfyfleet/v1/status")["runs"]
+        return [run["id"] for run in runs if run["prompt_id"] == prompt_id]
+
+    (run_id,) = wait_until(found, "its run")
+    return str(run_id)
 
 
 def test_a_restarted_worker_loses_nothing(shared: Master, gates: Gates) -> None:

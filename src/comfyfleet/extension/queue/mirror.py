@@ -87,8 +87,13 @@ class Mirror:
         *,
         stop: Callable[[], None],
         unshare: Callable[[str], None],
+        stopped: Callable[[Mirror], int | None],
     ) -> None:
-        """``stop`` cancels its run; ``unshare`` is told if its run ended before it began."""
+        """``stop`` cancels its run; ``unshare`` is told if its run ended before it began.
+
+        ``stopped`` is told if that was by a cancel, and takes the prompt out of the queue, where it
+        gives its id there, if nobody else is to run it.
+        """
         self.item = item
         self.unit = unit
         #: The worker whose attempt is shown; empty before the first.
@@ -103,7 +108,7 @@ class Mirror:
         self._book = book
         self._record = Record(item)
         self._stop = stop
-        self._unshare = unshare
+        self._unshare, self._stopped = unshare, stopped
         self._withdrawn = False
         self._item_id: int | None = None
         self._begun = False
@@ -125,6 +130,11 @@ class Mirror:
         """True once a worker has it."""
         return self._item_id is not None
 
+    @property
+    def begun(self) -> bool:
+        """True once somebody was given it."""
+        return self._thread is not None
+
     def withdraw(self) -> bool:
         """Let no worker begin it; False if one has it."""
         with self._queue.mutex:
@@ -139,8 +149,7 @@ class Mirror:
 
     def end(self, error: RunError | None) -> None:
         """The run is over."""
-        if self._thread is not None or not isinstance(error, RunCancelled):
-            self._put(error)
+        self._put(error)
 
     def _put(self, event: RunEvent | RunError | None) -> None:
         if self._thread is None:
@@ -263,6 +272,8 @@ class Mirror:
     # The end.
 
     def _finish(self, error: RunError | None) -> None:
+        if self._item_id is None and isinstance(error, RunCancelled):
+            self._item_id = self._stopped(self)
         if self._item_id is None:
             if isinstance(error, RunError) and not isinstance(error, RunCancelled):
                 self._unshare(self.prompt_id)  # it failed before anybody began it

@@ -13,9 +13,10 @@ from typing import Any
 
 import server
 
+from comfyfleet.comfy import prompts
 from comfyfleet.comfy.places import Places
 from comfyfleet.comfy.queue import Item, SharedQueue
-from comfyfleet.errors import FleetError
+from comfyfleet.errors import FleetError, RunError
 from comfyfleet.extension.queue.audience import Audience
 from comfyfleet.extension.queue.book import Book
 from comfyfleet.extension.queue.mirror import Mirror, Names
@@ -116,11 +117,18 @@ class Sharing:
         mirror = Mirror(
             item, unit, self._queue, self._places, self._names, self._audience, self._book,
             stop=lambda: fleet.cancel(unit.run_id, "interrupted"), unshare=self._unshare,
+            stopped=self._stopped,
         )  # fmt: skip
         self._mirrors[item[1]] = mirror
 
         try:
-            fleet.submit([unit], mirror.observe, on_end=mirror.end, lane=QUEUE, priority=item[0])
+            fleet.submit(
+                [unit],
+                mirror.observe,
+                on_end=lambda error: self._over(mirror, error),
+                lane=QUEUE,
+                priority=item[0],
+            )
         except FleetError:
             logger.warning("the fleet is gone: prompt %s stays here", item[1], exc_info=True)
             del self._mirrors[item[1]]
@@ -174,6 +182,27 @@ class Sharing:
         """No worker can run it any more: the master does, unless it is about to end."""
         if not self._leaving and self._mirrors.pop(prompt_id, None) is not None:
             self._queue.wake()
+
+    def _over(self, mirror: Mirror, error: RunError | None) -> None:
+        """Its run has ended; of one that was dropped before it began nobody need hear."""
+        if mirror.begun or self._mirrors.get(mirror.prompt_id) is mirror:
+            mirror.end(error)
+
+    def _stopped(self, mirror: Mirror) -> int | None:
+        """Its owner has cancelled its run, which no worker has. Taken out of the queue, its id.
+
+        None if it was dropped, and if the master runs it, who stops then.
+        """
+        with self._queue.mutex:
+            if self._mirrors.get(mirror.prompt_id) is not mirror:
+                return None
+            taken = self._queue.take(mirror.prompt_id)
+            if taken is None:
+                prompts.interrupt_if_running(mirror.prompt_id)
+                return None
+        if self._fleet is not None:
+            self._fleet.seat.release(mirror.unit)  # perhaps it was just offered
+        return taken[1]
 
     def _drop(self, prompt_id: str, reason: str) -> None:
         mirror = self._mirrors.pop(prompt_id, None)
