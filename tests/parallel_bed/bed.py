@@ -129,20 +129,43 @@ class Bed:
         """The workers whose processes live; none if there is no fleet."""
         fleets = self._fleets()
         workers = fleets[-1].workers if fleets else ()
-        return [info.id for info in workers if psutil.pid_exists(info.pid)]
+        return [info.id for info in workers if _lives(info.pid)]
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """No worker comes while this lasts: one that is lost would be there again in seconds."""
+        self._closed.touch()
+        try:
+            yield
+        finally:
+            self._closed.unlink(missing_ok=True)
+
+    @property
+    def _closed(self) -> Path:
+        return self.master.base / "closed"
+
+    def wait_for_end(self, *workers: str) -> None:
+        """Until the fleet knows that these are gone."""
+
+        def known() -> set[str]:
+            return {info.id for info in self.fleet().workers}
+
+        wait_until(lambda: not known() & {*workers}, f"the end of {workers}")
 
     def mend(self) -> None:
         """See that all workers are there again, as their owner would."""
         base = "/comfyfleet/v1"
+        self._closed.unlink(missing_ok=True)
         for worker in self.master.get(f"{base}/status")["workers"]:
             action = "enable" if worker["id"] in self.living() else "restart"
             self.master.post(f"{base}/workers/{worker['id']}/{action}", {})
 
         def idle() -> bool:
             workers = self.master.get(f"{base}/status")["workers"]
-            return all(worker["state"] == "idle" for worker in workers)
+            there = len(self.living()) == len(workers)  # a death may not have been noticed
+            return there and all(worker["state"] == "idle" for worker in workers)
 
-        wait_until(idle, "the workers to be idle", 60)
+        wait_until(idle, "the workers to be idle")
 
     def log_of(self, worker: str) -> str:
         """A worker's log; ComfyUI's of the master for an empty name."""
@@ -158,16 +181,16 @@ class Bed:
     # Faults.
 
     @contextmanager
-    def impatient(self) -> Iterator[None]:
-        """Silent followers are given up as soon as for users; else a busy machine would do it."""
-        self._bear_silence(loans._PATIENCE_S)
+    def impatient(self, worker: str) -> Iterator[None]:
+        """This one is given up as soon as for users, if silent: others are on a busy machine."""
+        self._bear_silence(loans._PATIENCE_S, worker)
         try:
             yield
         finally:
             self._bear_silence(_LONG_S)
 
-    def _bear_silence(self, seconds: float) -> None:
-        self.master.post("/test/patience", {"seconds": seconds})
+    def _bear_silence(self, seconds: float, worker: str = "") -> None:
+        self.master.post("/test/patience", {"seconds": seconds, "worker": worker})
 
     @property
     def trap(self) -> Patch:
@@ -185,7 +208,18 @@ class Bed:
         try:
             yield
         finally:
-            self.order.unlink()
+            self.withdraw()
+
+    def withdraw(self) -> None:
+        """Nothing is ordered any more; who waits goes on."""
+        self.order.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def tokens_in(log: str, worker: str) -> list[tuple[int, int]]:

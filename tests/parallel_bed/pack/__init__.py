@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
+from pathlib import Path
+
+import folder_paths
 import torch
 from comfy.cli_args import LatentPreviewMethod, args
 
@@ -10,9 +15,20 @@ from .patches import Patched
 from .traps import Trap
 from .vaes import Vae, VaeWork
 
+#: In ComfyUI's folder.
+CLOSED = "closed"
+
 if args.preview_method is LatentPreviewMethod.NoPreviews:  # the command line wins
     args.preview_method = LatentPreviewMethod.Latent2RGB
 
+
+def wait_outside() -> None:
+    """A worker that is started while a file says so comes when that is gone."""
+    while os.environ.get("COMFYFLEET_WORKER") and Path(folder_paths.base_path, CLOSED).exists():
+        time.sleep(0.05)
+
+
+wait_outside()
 SEED = ("INT", {"default": 0, "min": 0, "max": 2**31})
 
 

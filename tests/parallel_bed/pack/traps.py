@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ BLOCKS = ("blocks", "joint_blocks", "double_blocks")
 EARLY = ("refuse", "vanish")
 
 
-def fail(what: str) -> None:
+def fail(what: str, order: Path) -> None:
     """Do what the word says."""
-    if what == "die":
+    if what == "wait":
+        while order.exists():
+            time.sleep(0.01)
+    elif what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -61,8 +65,9 @@ def fail_early(what: str) -> None:
     original = follow.take_place
 
     def vanish(*args: Any) -> Any:
+        place = original(*args)  # its leader counts on it by then
         os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args)
+        return place
 
     follow.take_place = vanish
 
@@ -86,7 +91,7 @@ class Watch:
             return
         self._calls[order["id"]] += 1
         if self._calls[order["id"]] == 1 + order["after"]:
-            fail(order["what"])
+            fail(order["what"], self._order)
 
 
 def watch(block: nn.Module, called: Watch) -> None:
