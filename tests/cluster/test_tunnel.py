@@ -23,6 +23,9 @@ from tests.support import COMFYFLEET, Master, run_command, wait_until
 
 pytestmark = pytest.mark.cluster
 
+#: Of what the command says: what to do on the other machine.
+LAST_LINE = re.compile(r"comfyfleet (config add-worker NAME|join) https://.*\n")
+
 
 @pytest.fixture(scope="module")
 def plain(
@@ -65,7 +68,7 @@ def tunnel(
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
     try:
-        wait_until(lambda: "Ctrl-C ends it" in log.read_text(), f"the tunnel: {log}", 60)
+        wait_until(lambda: LAST_LINE.search(log.read_text()), f"the tunnel: {log}", 60)
         yield process
     finally:
         process.kill()
@@ -114,6 +117,8 @@ def test_a_worker_dials_in_by_the_tunnel_of_a_master(
             line = subprocess.Popen([str(COMFYFLEET), *command], stdout=file, stderr=file)
         try:
             wait_until(lambda: "joined http" in log.read_text(), f"the line: {log}", 60)
+            # The line is there before the master knows its worker.
+            wait_until(lambda: "worker far has joined" in master.log.read_text(), "the worker")
             master.post(f"{BASE}/share", {"on": True, "master_computes": False})
             wait_until(lambda: master.states().get("far") == "idle", "the worker", 60)
             assert master.files(master.run(saved(4)), "3")[0].is_file()
