@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from tests.queue_bed.bed import PACK, Gates, assert_in_time, queued, save, share, unshare
+from tests.queue_bed.bed import (
+    PACK,
+    Gates,
+    assert_in_time,
+    queued,
+    save,
+    share,
+    unshare,
+    wait_to_run,
+)
 from tests.support import Master, wait_until
 from tests.upscale_bed.bed import PACK as UPSCALE_PACK
 from tests.upscale_bed.bed import demo
@@ -121,6 +130,7 @@ def test_a_prompt_of_the_shared_queue_is_cancelled(server: Master, gates: Gates,
         gates.begin_anew()
         prompt_id = server.queue(prompt)
         gates.wait("a")
+        wait_to_run(server, prompt_id)
         runs: list[Mapping[str, Any]] = server.get("/comfyfleet/v1/status")["runs"]
         (run_id,) = [run["id"] for run in runs if run["prompt_id"] == prompt_id]
         path, body = {
@@ -141,6 +151,7 @@ def test_a_prompt_that_is_deleted_before_its_turn_never_reaches_a_worker(
     share(server)
     held = [server.queue(gates.prompt(name)) for name in ("a", "b")]
     gates.wait("a", "b")
+    wait_to_run(server, *held)
     deleted = server.queue(gates.prompt("c"))
     server.post("/queue", {"delete": [deleted]})
     assert queued(server)[1] == [], "by the time that it is answered"
@@ -156,6 +167,7 @@ def test_a_running_prompt_is_not_deleted(server: Master, gates: Gates) -> None:
     share(server)
     prompt_id = server.queue(gates.prompt("a"))
     gates.wait("a")
+    wait_to_run(server, prompt_id)
     server.post("/queue", {"delete": [prompt_id]})
     assert queued(server) == ([prompt_id], [])
     gates.open("a")
