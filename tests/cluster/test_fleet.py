@@ -126,13 +126,21 @@ def test_an_observer_hears_of_start_progress_and_delivery(fleet: Fleet) -> None:
     assert fractions == sorted(fractions) and 0 <= fractions[0] <= fractions[-1] <= 1
 
 
+def listening_at(process: psutil.Process) -> set[tuple[str, str, int]]:
+    """Where it listens: its name, address and port; nowhere if it has just ended."""
+    try:
+        return {
+            (process.name(), connection.laddr.ip, connection.laddr.port)
+            for connection in process.net_connections(kind="inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+    except psutil.NoSuchProcess:
+        return set()
+
+
 def test_everything_listens_on_loopback_only(fleet: Fleet) -> None:
-    listening = {
-        (process.name(), connection.laddr.ip, connection.laddr.port)
-        for process in [psutil.Process(), *(process for process, _ in marked_processes())]
-        for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    processes = [psutil.Process(), *(process for process, _ in marked_processes())]
+    listening = set().union(*map(listening_at, processes))
     print("what listens where:", *sorted(listening), sep="\n  ")
     assert len(listening) >= 4
     assert {ip for _, ip, _ in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
