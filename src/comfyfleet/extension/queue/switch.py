@@ -91,10 +91,7 @@ class Switch:
                 config = read_config()
                 given = master_computes
                 computes = config.value(MASTER_COMPUTES) if given is None else given
-                self._computes = computes
-                if not self._on and not computes:
-                    # What comes before the workers are there is for them.
-                    self._queue.share(Waiting())
+                self._expect(computes)
                 self._turn_on(config, computes, stagger_s)
             except ComfyFleetError as error:
                 self._stop()
@@ -110,11 +107,22 @@ class Switch:
     def turn_on_if_set(self) -> None:
         """``turn_on`` in a thread if the setting says so; what goes wrong is logged, and noted."""
         try:
-            if read_config().value(SHARE):
+            config = read_config()
+            if config.value(SHARE):
+                self._expect(config.value(MASTER_COMPUTES))
                 self._wanted = True
                 threading.Thread(target=self._turn_on_or_note, daemon=True).start()
         except InputError as error:
             self._note(str(error))
+
+    def _expect(self, computes: bool) -> None:
+        """It is to be shared: what comes before the workers are there is for them.
+
+        At once, and not in a thread of its own, which prompts might overtake.
+        """
+        self._computes = computes
+        if not self._on and not computes:
+            self._queue.share(Waiting())
 
     def turn_off(self) -> None:
         """Leave the queue to the master; what workers have in hand is finished."""
