@@ -217,7 +217,14 @@ def wait_until(check: Callable[[], object], timeout_s: float) -> bool:
     return True
 
 
+#: They keep free ports for whom they were found.
+_held: list[socket.socket] = []
+
+
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """Held, so that nobody else is given it; servers set SO_REUSEADDR, and may listen."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    _held.append(held)
+    return int(held.getsockname()[1])

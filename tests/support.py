@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -238,9 +239,18 @@ def error_of(entry: Mapping[str, Any]) -> str:
     return json.dumps(entry["status"])
 
 
-def free_port() -> int:
-    import socket
+#: They keep free ports for whom they were found.
+_held: list[socket.socket] = []
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+
+def free_port() -> int:
+    """A port on which nobody listens but who is told of it, as long as this process runs.
+
+    It stays bound, so that the system gives it to nobody else, who may begin to listen sooner. A
+    server can listen on it all the same, as servers set SO_REUSEADDR.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    _held.append(held)
+    return int(held.getsockname()[1])
