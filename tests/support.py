@@ -212,7 +212,11 @@ class Master:
 
     def run(self, prompt: Mapping[str, Any]) -> dict[str, Any]:
         """Queue a prompt and wait for its end; asserts that it succeeded."""
-        entry = self.finish(self.queue(prompt))
+        return self.succeed(self.queue(prompt))
+
+    def succeed(self, prompt_id: str) -> dict[str, Any]:
+        """The history entry of a prompt, once it has ended; asserts that it succeeded."""
+        entry = self.finish(prompt_id)
         assert entry["status"]["status_str"] == "success", error_of(entry)
         return entry
 

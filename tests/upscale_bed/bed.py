@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,15 +48,55 @@ class Bed:
         self.compute(demo(), ["6", 0])
         wait_until(lambda: set(self.master.states().values()) == {"idle"}, "the workers")
 
+    def wait_until_idle(self) -> None:
+        """No worker has anything in hand, of what was cancelled neither."""
+        wait_until(lambda: set(self.master.states().values()) <= {"idle"}, "the workers")
+
     def compute(self, prompt: Prompt, link: Sequence[Any]) -> np.ndarray[Any, Any]:
         """What a link of the prompt gives, exactly."""
+        return self._begin(prompt, link)()
+
+    def compute_losing(
+        self, prompt: Prompt, link: Sequence[Any], order: str
+    ) -> np.ndarray[Any, Any]:
+        """The same while an order ends a worker, which has its part however fast others are."""
+        others = self.master.states().keys() - {order.partition(".")[0]}
+        self._act("disable", others)
+        for each in ("hold", order):
+            self.order(each)
+        try:
+            end = self._begin(prompt, link)
+            wait_until(self._has_run, "the fleet's part")
+            self.withdraw("hold")
+            wait_until(lambda: not (self.folder / order).exists(), "the end of the worker")
+        finally:
+            self.withdraw("hold")
+            self._act("enable", others)
+        return end()
+
+    def _begin(self, prompt: Prompt, link: Sequence[Any]) -> Callable[[], np.ndarray[Any, Any]]:
+        """Queue the prompt; what is returned waits for its end, and gives what the link gave."""
         path = self.folder / f"{next(self._names)}.npy"
         self.forget()
-        end = {"class_type": "TestDump", "inputs": {"value": list(link), "path": str(path)}}
-        whole = self.here(prompt) | {"end": end}
-        self.master.run(whole)
-        found: np.ndarray[Any, Any] = np.load(path)
-        return found
+        inputs = {"value": list(link), "path": str(path)}
+        whole = self.here(prompt) | {"end": {"class_type": "TestDump", "inputs": inputs}}
+        prompt_id = self.master.queue(whole)
+
+        def end() -> np.ndarray[Any, Any]:
+            self.master.succeed(prompt_id)
+            found: np.ndarray[Any, Any] = np.load(path)
+            return found
+
+        return end
+
+    def _has_run(self) -> bool:
+        """Has the fleet its part of a prompt? Of tiles in a row it may not have one so far."""
+        runs = self.master.get("/comfyfleet/v1/status")["runs"]
+        return any(run["outcome"] in ("waiting", "running") for run in runs)
+
+    def _act(self, action: str, workers: Iterable[str]) -> None:
+        for each in workers:
+            self.master.post(f"/comfyfleet/v1/workers/{each}/{action}", {})
 
     def here(self, prompt: Prompt) -> Prompt:
         """The prompt with this bed's folder."""

@@ -23,12 +23,13 @@ _random = random.Random(os.getpid())
 class Watched:
     """A model whose samplings are noted in a folder, and done there as is ordered.
 
-    ``meet`` holds the names of those for whom each sampling waits until they have begun one too.
-    ``delay`` holds the most seconds that a sampling waits, by chance, and ``<worker>.slow`` those
-    that each of this worker's waits; ``<worker>.kill`` ends that worker in the middle of its next
-    one, ``<worker>.reply`` when its ComfyUI has ended it, before anybody is told;
-    ``<worker>.error`` makes all of its samplings fail, and ``<worker>.memory`` too, as if its
-    memory was too small. The master's name is ``master``.
+    The master's wait while ``hold`` is there. ``meet`` holds the names of those for whom each
+    sampling waits until they have begun one too. ``delay`` holds the most seconds that a sampling
+    waits, by chance, and ``<worker>.slow`` those that each of this worker's waits;
+    ``<worker>.kill`` ends that worker in the middle of its next one, ``<worker>.reply`` when its
+    ComfyUI has ended it, before anybody is told; ``<worker>.error`` makes all of its samplings
+    fail, and ``<worker>.memory`` too, as if its memory was too small. The master's name is
+    ``master``.
     """
 
     RETURN_TYPES = ("MODEL",)
@@ -116,6 +117,8 @@ def obey(folder: Path) -> None:
     _folder = folder
     with (folder / "samplings").open("a") as file:
         file.write(f"{NAME}\n")
+    while NAME == "master" and (folder / "hold").exists():
+        time.sleep(0.01)
     if (folder / "meet").exists():
         meet(folder, set((folder / "meet").read_text().splitlines()))
     if (folder / "delay").exists():
