@@ -119,6 +119,7 @@ class Copies:
         for each in self.shown():
             self.cancel(each.id)
         if self._loop is not None and self._thread is not None:
+            asyncio.run_coroutine_threadsafe(_others_end(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -185,3 +186,8 @@ class Copies:
             self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
             self._thread.start()
         return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+
+async def _others_end() -> None:
+    """Wait for the other tasks of this loop: even one whose copy is done has yet to hang up."""
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
