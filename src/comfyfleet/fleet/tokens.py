@@ -36,7 +36,8 @@ PAGE = "page"
 _VERSION = 1
 _MAX_ISSUED = 100
 _MIN_LENGTH = 32
-_LOCK_S = 10.0
+#: Who comes last waits for all others, each of which a busy disk may hold up for seconds.
+_LOCK_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
