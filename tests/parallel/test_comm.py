@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -354,9 +355,17 @@ def test_who_comes_after_one_has_given_up_waits_for_nobody():
             worlds[rank].line((0, 2))
 
 
+def connected_in_time(*groups: tuple[int, ...]) -> list[World]:
+    """Where little time is left to connect: again, as the machine may stand still for as long."""
+    for _ in range(9):
+        with suppress(LinkLost):
+            return connected(*groups)
+    return connected(*groups)
+
+
 def test_messages_may_take_longer_than_connecting(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(comm, "_MEET_S", 5.0)
-    worlds = connected((0, 1))
+    worlds = connected_in_time((0, 1))
     with ThreadPoolExecutor(2) as pool:
         waiting = [
             pool.submit(worlds[1].group((0, 1)).receive, 1, torch.float32, 0),
