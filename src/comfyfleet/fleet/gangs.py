@@ -147,6 +147,7 @@ class Gang:
             loan.end.add_done_callback(lambda _: self._tidy())
         if self._closed.is_set():
             self._dismiss(self._lent.result())
+            self._tidy()
 
     def _tidy(self) -> None:
         """Remove the file in which the ranks met, when nobody can come any more."""
