@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
@@ -27,6 +26,9 @@ class Loop:
         self._on_fault = on_fault
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
+        #: Held while work is handed over: what comes after the last look at it would never run.
+        self._handing = threading.Lock()
+        self._is_open = True
         self._thread = threading.Thread(target=self._run, daemon=True, name="comfyfleet")
 
     def start(self) -> None:
@@ -46,19 +48,20 @@ class Loop:
 
     def post(self, work: Callable[..., object], *args: Any) -> None:
         """Call ``work`` on the loop; returns at once. Nothing happens once the loop is over."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(work, *args)
+        with self._handing:
+            if self._is_open:
+                self._loop.call_soon_threadsafe(work, *args)
 
     def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop and wait for its result. Raises FleetError if it is over."""
         if not self.alive:
             work.close()
             raise FleetError("the fleet is not running; start it first.")
-        try:
+        with self._handing:
+            if not self._is_open:
+                work.close()
+                raise FleetError("the fleet has ended.")
             answer = asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError:
-            work.close()
-            raise FleetError("the fleet has ended.") from None
         try:
             return answer.result()
         except CancelledError:
@@ -97,9 +100,12 @@ class Loop:
             self._drain()
 
     def _drain(self) -> None:
-        """End what still waits on the loop, so that nothing is destroyed while pending."""
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        """End what still waits on the loop: whoever waits for it would wait for ever."""
+        with self._handing:
+            self._is_open = False
+        self._loop.run_until_complete(asyncio.sleep(0))  # what was handed over last begins
+        while tasks := asyncio.all_tasks(self._loop):
+            for task in tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         self._loop.close()
