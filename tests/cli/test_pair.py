@@ -192,3 +192,24 @@ def test_a_folder_of_somebody_else_is_not_believed(there: There, tmp_path: Path)
     assert read_masters() == []
     with pytest.raises(FleetError, match="belongs to somebody else"):
         write_master("http://127.0.0.1:1", tmp_path)
+
+
+def test_a_door_that_is_made_while_somebody_looks_stays(
+    there: There, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a ComfyUI that was not there yet when the records were read."""
+    write_master("http://127.0.0.1:1", tmp_path)
+    door = next((tmp_path / "sessions").iterdir()) / "1-box.sock"
+    read = registry._read_master
+
+    def read_before(path: Path) -> object:
+        found = read(path)
+        door.touch()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_read_master", read_before)
+        read_masters()
+    assert door.exists()
+    read_masters()
+    assert not door.exists(), "it belongs to nobody"

@@ -98,9 +98,11 @@ def read_masters() -> list[MasterRecord]:
     root = _masters_root()
     if not root.is_dir() or not _is_ours_alone(root):
         return []
+    # In this order: whoever has made a door had a record by then.
+    doors = list(root.glob(f"*{_DOOR}"))
     found = [record for path in sorted(root.glob("*.json")) if (record := _read_master(path))]
     pids = {str(record.pid) for record in found}
-    for door in root.glob(f"*{_DOOR}"):
+    for door in doors:
         if door.name.partition("-")[0] not in pids:
             door.unlink(missing_ok=True)
     return found
