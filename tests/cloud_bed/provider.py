@@ -26,7 +26,9 @@ def create(folder: Path, name: str) -> None:
     if "COMFYUI" in os.environ:
         start = _start_template if "TEMPLATE" in os.environ else _start
         machine["pid"] = start(Path(os.environ["COMFYUI"]), folder / name, port)
-    (folder / f"{id_}.json").write_text(json.dumps(machine))
+    draft = folder / f"{id_}.draft"
+    draft.write_text(json.dumps(machine))
+    draft.replace(folder / f"{id_}.json")  # whole: others look at any moment
     if os.environ.get("TROUBLE") == "create":
         sys.exit(f"no answer in time; your key is {os.environ['PROVIDER_API_KEY']}")
     print(json.dumps(machine))
