@@ -118,7 +118,7 @@ def test_what_a_worker_lacks_for_a_prompt(master: Master, box: Master, lack: str
     with full_disk(box.process.pid):
         assert said in error_of(master.finish(master.queue(prompt)))
     assert_said(master, re.escape(said))
-    assert master.states()["box"] == "idle"
+    wait_until(lambda: "box" in idle(master), "the worker to be idle")
 
 
 def test_one_that_was_started_anew_is_asked_again_what_it_has(master: Master, box: Master) -> None:

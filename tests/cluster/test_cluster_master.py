@@ -112,7 +112,7 @@ def test_what_it_lacks_for_a_prompt(master: Master, lack: str) -> None:
     with full_disk(node(master)["pid"]):
         assert re.search(said, error_of(master.finish(master.queue(prompt))))
     assert_said(master, said)
-    assert master.states()[node(master)["id"]] == "idle"
+    wait_until(lambda: master.states()[node(master)["id"]] == "idle", "the worker to be idle")
 
 
 # From here on the node gets models; the master looks into a folder of its own first.

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from comfyfleet.fleet import guard
+from tests.support import wait_until
 
 SLEEPER = "import time; time.sleep(600)"
 #: Starts a further process out of its own group, names it, and stays.
@@ -46,6 +47,8 @@ def start() -> Iterator[Start]:
             [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True
         )
         started.append(process)
+        # It is there before anybody can read its environment, on a busy machine by far.
+        wait_until(psutil.Process(process.pid).environ, "its environment")
         return process
 
     yield start_one
