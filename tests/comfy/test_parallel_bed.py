@@ -156,15 +156,15 @@ def test_events_of_equal_runs_are_equal(bed: Master) -> None:
 
 def test_a_recorded_run_can_be_interrupted(bed: Master) -> None:
     def interrupt(event: Event) -> None:
-        if event == Event("progress", "sampler", 2, 500):
+        if event == Event("progress", "sampler", 2, 10_000):
             bed.post("/interrupt", {})
 
-    recording = record(bed, prompts.sampling("wan", steps=500), on_event=interrupt)
+    recording = record(bed, prompts.sampling("wan", steps=10_000), on_event=interrupt)
     assert recording.events[-2:] == [
         Event("execution_interrupted", "sampler"),
         Event("executing"),
     ]
-    assert 2 <= recording.count("progress") < 500
+    assert 2 <= recording.count("progress") < 10_000
 
 
 def test_errors_are_recorded(bed: Master) -> None:

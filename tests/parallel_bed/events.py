@@ -70,7 +70,7 @@ def record(
     prompt: Mapping[str, Any],
     *,
     on_event: Callable[[Event], None] | None = None,
-    timeout_s: float = 120.0,
+    timeout_s: float = 240.0,
 ) -> Recording:
     """Queue a prompt as a browser does and record it to its end, whatever that is.
 

@@ -27,7 +27,8 @@ class Loop:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         #: Held while work is handed over: what comes after the last look at it would never run.
-        self._handing = threading.Lock()
+        #: By the same thread more than once, as a signal or a finalizer may come meanwhile.
+        self._handing = threading.RLock()
         self._is_open = True
         self._thread = threading.Thread(target=self._run, daemon=True, name="comfyfleet")
 
