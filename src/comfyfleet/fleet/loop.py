@@ -62,7 +62,7 @@ class Loop:
             if not self._is_open:
                 work.close()
                 raise FleetError("the fleet has ended.")
-            answer = asyncio.run_coroutine_threadsafe(work, self._loop)
+            answer = asyncio.run_coroutine_threadsafe(self._while_open(work), self._loop)
         try:
             return answer.result()
         except CancelledError:
@@ -100,13 +100,31 @@ class Loop:
         finally:
             self._drain()
 
+    async def _while_open(self, work: Coroutine[Any, Any, T]) -> T:
+        """Begin it only before the end: what it asks is gone by then, and Ray would start anew."""
+        if not self._is_open:
+            work.close()
+            raise FleetError("the fleet has ended.")
+        return await work
+
     def _drain(self) -> None:
-        """End what still waits on the loop: whoever waits for it would wait for ever."""
+        """End what still waits on the loop: whoever waits for it would wait for ever.
+
+        Nothing takes another step that is not its end: Ray starts anew for whoever uses it.
+        """
         with self._handing:
             self._is_open = False
-        self._loop.run_until_complete(asyncio.sleep(0))  # what was handed over last begins
-        while tasks := asyncio.all_tasks(self._loop):
+        while True:
+            tasks = asyncio.all_tasks(self._loop)
             for task in tasks:
                 task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self._loop.run_until_complete(_end_of(tasks))
+            if not asyncio.all_tasks(self._loop):
+                break
         self._loop.close()
+
+
+async def _end_of(tasks: set[asyncio.Task[Any]]) -> None:
+    """Wait for these, and let begin what was handed over before."""
+    await asyncio.sleep(0)
+    await asyncio.gather(*tasks, return_exceptions=True)
