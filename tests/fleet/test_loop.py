@@ -49,3 +49,23 @@ def test_who_asks_while_the_loop_ends_does_not_wait_for_ever() -> None:
         answer.result(60)
     loop.join(60)
     assert not loop.alive
+
+
+def test_nothing_goes_on_after_the_end() -> None:
+    """Ray is down by then, and would start anew for whoever uses it."""
+    steps: list[str] = []
+    may_go_on = asyncio.Event()
+
+    async def waits() -> None:
+        await may_go_on.wait()
+        steps.append("went on")
+
+    async def main() -> None:
+        loop.spawn(waits())
+        await asyncio.sleep(0)
+        may_go_on.set()
+
+    loop = Loop(main, lambda error: None)
+    loop.start()
+    loop.join(60)
+    assert not loop.alive and steps == []
