@@ -44,6 +44,14 @@ if not os.environ.get(TEST_RUN, "").startswith(_mark):
     os.environ[TEST_RUN] = f"{_mark}{uuid.uuid4().hex}"
 
 
+def lives(pid: int) -> bool:
+    """Does this process run? One that has ended and was not waited for does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def marked_processes(*, ours: bool = True) -> list[tuple[psutil.Process, str]]:
     """Processes of fleets' sessions with their folders; only those that these tests started."""
     found = []

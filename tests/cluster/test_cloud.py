@@ -7,7 +7,6 @@ import signal
 import subprocess
 from pathlib import Path
 
-import psutil
 import pytest
 
 from comfyfleet.config import load
@@ -15,7 +14,7 @@ from comfyfleet.fleet import Fleet, Host
 from tests.cloud_bed.bed import TOKEN, launcher, machines, written
 from tests.queue_bed.bed import picture
 from tests.remote_bed.bed import begin, pixels, results, returning
-from tests.support import COMFYFLEET, run_command, wait_until
+from tests.support import COMFYFLEET, lives, run_command, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -51,7 +50,7 @@ def test_a_machine_is_rented_works_and_is_given_back(
     for _ in range(2):  # the second time there is nothing left to do
         stopped = run_command("cloud", "stop", "rented", "all", "--config", str(path))
         assert stopped.returncode == 0, stopped.stderr
-    wait_until(lambda: not _lives(machine["pid"]), "the machine to end")
+    wait_until(lambda: not lives(machine["pid"]), "the machine to end")
     assert machines(cloud) == [] and load(path).workers == []
 
 
@@ -65,12 +64,5 @@ def test_an_interrupted_start_leaves_no_machine(cloud: Path, tmp_path: Path) -> 
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130, log.read_text()
     assert f"(id {machine['id']}) has ended" in log.read_text()
-    wait_until(lambda: not _lives(machine["pid"]), "the machine to end")
+    wait_until(lambda: not lives(machine["pid"]), "the machine to end")
     assert machines(cloud) == [] and load(path).workers == []
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

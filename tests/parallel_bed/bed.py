@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from comfyfleet.fleet import loans
@@ -19,7 +18,7 @@ from comfyfleet.fleet.registry import FleetRecord, read_records
 from tests.parallel_bed import PACK
 from tests.parallel_bed.events import Event, Recording, latent, record
 from tests.parallel_bed.prompts import Patch, Prompt, alone
-from tests.support import Master, wait_until
+from tests.support import Master, lives, wait_until
 
 #: How far a latent may be from that of one device: floating point, no more.
 TOLERANCE = 1e-5
@@ -129,7 +128,7 @@ class Bed:
         """The workers whose processes live; none if there is no fleet."""
         fleets = self._fleets()
         workers = fleets[-1].workers if fleets else ()
-        return [info.id for info in workers if _lives(info.pid)]
+        return [info.id for info in workers if lives(info.pid)]
 
     @contextmanager
     def closed(self) -> Iterator[None]:
@@ -213,13 +212,6 @@ class Bed:
     def withdraw(self) -> None:
         """Nothing is ordered any more; who waits goes on."""
         self.order.unlink(missing_ok=True)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def tokens_in(log: str, worker: str) -> list[tuple[int, int]]:
