@@ -149,7 +149,8 @@ class Master:
             return subprocess.Popen(
                 command,
                 cwd=folder,
-                env={**os.environ, **settings},
+                # Where each thread stands is in the log if `close` finds that it does not end.
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **settings},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -235,9 +236,14 @@ class Master:
         return [folder / each["subfolder"] / each["filename"] for each in saved["images"]]
 
     def close(self) -> None:
+        """End it as its owner does; asserts that it ends."""
         self.process.send_signal(signal.SIGINT)
         try:
             self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            self.process.wait(60)
+            raise AssertionError(self.log.read_text()[-6000:]) from None
         finally:
             self.process.kill()
             self.process.wait()

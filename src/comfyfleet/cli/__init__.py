@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 from types import FrameType
@@ -40,6 +41,12 @@ def exit_code(error: ComfyFleetError) -> int:
     return EXIT_FAILED
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     sys.stderr.write("comfyfleet: interrupted\n")
-    sys.exit(EXIT_INTERRUPTED)
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        sys.exit(EXIT_INTERRUPTED)
+    # Between two steps of the loop: one that is cut off has been taken from its list, and whoever
+    # waits for it, as all do at the end, would wait for ever.
+    loop.call_soon_threadsafe(sys.exit, EXIT_INTERRUPTED)
