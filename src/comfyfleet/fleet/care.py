@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,8 +78,8 @@ class Care:
         self._given_up: dict[str, str] = {}
         #: Worker id -> why it was killed, until its death is noticed.
         self._killed: dict[str, str] = {}
-        #: Workers that wait before their next start, and what ends the wait.
-        self._waiting: dict[str, asyncio.Event] = {}
+        #: Worker id -> what ends its wait before the next start; set meanwhile, there is none.
+        self._urgent: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         #: Workers that the owner restarts: what was before is forgiven.
         self._asked: set[str] = set()
         #: Workers elsewhere that are not there, and why.
@@ -116,8 +117,7 @@ class Care:
 
     def hurry(self, worker_id: str) -> None:
         """It should be there now: ask it at once, and not after a pause."""
-        if worker_id in self._waiting:
-            self._waiting[worker_id].set()
+        self._urgent[worker_id].set()
 
     # What the owner asks.
 
@@ -256,6 +256,7 @@ class Care:
         asked.set()
 
     def _admit(self, worker_id: str) -> None:
+        self._urgent[worker_id].clear()
         self._record()
         self.begin(worker_id)
         self._handle(WorkerJoined(worker_id=worker_id))
@@ -265,10 +266,10 @@ class Care:
 
     async def _pause_before(self, worker_id: str, seconds: float) -> None:
         """Wait before a start; not longer than until the owner asks for it."""
-        asked = self._waiting[worker_id] = asyncio.Event()
+        urgent = self._urgent[worker_id]
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asked.wait(), seconds)
-        del self._waiting[worker_id]
+            await asyncio.wait_for(urgent.wait(), seconds)
+        urgent.clear()
 
     def _restart(self, worker_id: str) -> None:
         self._losses[worker_id] = 0
@@ -279,8 +280,8 @@ class Care:
             self._actors.kill(info)
         elif worker_id in self._given_up:
             self._loop.spawn(self._revive(worker_id, self._given_up.pop(worker_id)))
-        elif worker_id in self._waiting:
-            self._waiting[worker_id].set()
+        else:
+            self._urgent[worker_id].set()
 
     def _interrupt(self, worker_id: str) -> None:
         if worker_id in self._dispatch.workers:
