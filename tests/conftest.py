@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # One thread per worker, on any machine: results are compared bit by bit between processes, and
 # CPU kernels split their sums by the number of threads.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell lets what it starts in the background ignore Ctrl-C, and all that is started there; tests
+# end a ComfyUI by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says nothing: other tests run at the same time.
 settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -243,7 +243,7 @@ class Master:
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGABRT)
             self.process.wait(60)
-            raise AssertionError(self.log.read_text()[-6000:]) from None
+            raise AssertionError(self.log.read_text()[-20000:]) from None
         finally:
             self.process.kill()
             self.process.wait()
