@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -106,43 +104,6 @@ def test_a_signal_ends_it_with_130(
         cli.main()
     assert caught.value.code == 130
     assert capsys.readouterr().err == "comfyfleet: interrupted\n"
-
-
-#: A command whose next step is taken from the loop's list when the signal comes.
-INTERRUPTED_STEP = """
-import asyncio, os, signal, sys
-from collections import deque
-from comfyfleet import cli
-from comfyfleet.cli import app
-
-class Ready(deque):
-    def popleft(self):
-        step = super().popleft()
-        if not signalled:
-            signalled.append(os.kill(os.getpid(), int(sys.argv[1])))
-        return step
-
-async def command():
-    loop = asyncio.get_running_loop()
-    try:
-        loop._ready = Ready(loop._ready)
-        await asyncio.sleep(0)
-        await asyncio.Event().wait()
-    finally:
-        print("tidied")
-
-signalled = []
-app.app = lambda: asyncio.run(command())
-cli.main()
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_cuts_no_step_of_a_loop_in_two(number: signal.Signals) -> None:
-    command = [sys.executable, "-c", INTERRUPTED_STEP, str(int(number))]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    said = (answer.returncode, answer.stdout, answer.stderr)
-    assert said == (130, "tidied\n", "comfyfleet: interrupted\n")
 
 
 HELP = {

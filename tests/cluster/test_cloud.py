@@ -54,8 +54,9 @@ def test_a_machine_is_rented_works_and_is_given_back(
     assert machines(cloud) == [] and load(path).workers == []
 
 
-def test_an_interrupted_start_leaves_no_machine(cloud: Path, tmp_path: Path) -> None:
-    path = written(tmp_path / "fleet.yaml", launcher(cloud, url="http://127.0.0.1:9"))
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://{no.address.yet}"])
+def test_an_interrupted_start_leaves_no_machine(url: str, cloud: Path, tmp_path: Path) -> None:
+    path = written(tmp_path / "fleet.yaml", launcher(cloud, url=url))
     log = tmp_path / "log"
     command = [str(COMFYFLEET), "cloud", "start", "rented", "--config", str(path)]
     with log.open("wb") as file:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -41,12 +41,8 @@ def exit_code(error: ComfyFleetError) -> int:
     return EXIT_FAILED
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    sys.stderr.write("comfyfleet: interrupted\n")
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        sys.exit(EXIT_INTERRUPTED)
-    # Between two steps of the loop: one that is cut off has been taken from its list, and whoever
-    # waits for it, as all do at the end, would wait for ever.
-    loop.call_soon_threadsafe(sys.exit, EXIT_INTERRUPTED)
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    # Ctrl-C may have ended who reads it, or come while something is written there.
+    with suppress(OSError, RuntimeError):
+        sys.stderr.write("comfyfleet: interrupted\n")
+    sys.exit(EXIT_INTERRUPTED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import os
@@ -19,6 +18,7 @@ from comfyfleet.client.dial import serve
 from comfyfleet.client.guest import BASE
 from comfyfleet.client.link import Endpoint, Link
 from comfyfleet.errors import InputError
+from comfyfleet.fleet.interrupt import run
 from comfyfleet.fleet.proxy import Listening, Proxy
 from comfyfleet.fleet.tokens import TOKENS_FILE, Tokens, own_token
 
@@ -44,7 +44,7 @@ def join_url(
     there = Endpoint(url=master.rstrip("/"), token=_token_for(master, token, token_file), ca=ca)
     if there.url.startswith("http:") and not is_loopback(there.url):
         console.print(f"warning: {there.url} is not encrypted; use https or a tunnel")
-    asyncio.run(_serve(there, called, *own_comfyui(url)))
+    run(_serve(there, called, *own_comfyui(url)))
 
 
 async def _serve(there: Endpoint, name: str, url: str, folder: Path | None) -> None:
@@ -76,12 +76,14 @@ async def _door(url: str, folder: Path | None, there: str, name: str) -> AsyncIt
     secret = own_token(folder / TOKENS_FILE).encode()
     token = hmac.new(secret, f"join {there} {name}".encode(), hashlib.sha256).hexdigest()
     tokens.accept(holder, token)
-    proxy = Proxy(url, tokens)
-    port = await proxy.start(Listening())
     try:
-        yield Endpoint(url=f"http://127.0.0.1:{port}", token=token)
+        proxy = Proxy(url, tokens)
+        port = await proxy.start(Listening())
+        try:
+            yield Endpoint(url=f"http://127.0.0.1:{port}", token=token)
+        finally:
+            await proxy.close()
     finally:
-        await proxy.close()
         tokens.revoke(holder)
 
 

@@ -17,6 +17,7 @@ from comfyfleet.cli.show import console
 from comfyfleet.client.link import Endpoint, Link
 from comfyfleet.config import find_comfyui
 from comfyfleet.errors import InputError, Unreachable
+from comfyfleet.fleet.interrupt import run
 from comfyfleet.fleet.proxy import Listening, Proxy
 from comfyfleet.fleet.tokens import TOKENS_FILE, Tokens
 
@@ -45,7 +46,7 @@ def serve(
             "comfyfleet: warning: without --tls-cert and --tls-key who listens on the way can read "
             "tokens and pictures.\n"
         )
-    asyncio.run(_serve(door, Listening(host=listen, port=port, tls=tls)))
+    run(_serve(door, Listening(host=listen, port=port, tls=tls)))
 
 
 async def _serve(door: Door, listening: Listening) -> None:

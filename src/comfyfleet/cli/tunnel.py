@@ -7,6 +7,7 @@ from contextlib import closing
 
 from comfyfleet.cli.serve import Door, opened, say
 from comfyfleet.errors import FleetError, InputError
+from comfyfleet.fleet.interrupt import run
 from comfyfleet.fleet.proxy import Listening
 from comfyfleet.fleet.session import Session
 from comfyfleet.fleet.tunnel import ADDRESS_S, Tunnel, find_cloudflared
@@ -23,7 +24,7 @@ def open_tunnel(door: Door, use: str, *, timeout_s: float = ADDRESS_S) -> None:
     """Keep a tunnel until interrupted, or until it ends. Raises InputError, FleetError."""
     if use not in _USES:
         raise InputError(f"--for {use!r}: give {' or '.join(_USES)}.")
-    asyncio.run(_keep(door, use, find_cloudflared(), timeout_s))
+    run(_keep(door, use, find_cloudflared(), timeout_s))
 
 
 async def _keep(door: Door, use: str, program: str, timeout_s: float) -> None:

@@ -20,6 +20,7 @@ from comfyfleet.client.link import Endpoint, Link
 from comfyfleet.config import Config, LauncherEntry, Remote, WorkerEntry, worker_entry
 from comfyfleet.config.schema import PLACEHOLDER
 from comfyfleet.errors import FleetError, InputError, Unreachable
+from comfyfleet.fleet.interrupt import run
 from comfyfleet.fleet.redact import secrets_of_environment, without
 
 #: Of one command of a provider; they ask a service on the Internet and return.
@@ -107,7 +108,7 @@ class Launcher:
                 return found
             time.sleep(self._pause_s)
 
-    async def wait_for(self, name: str, deadline: float) -> WorkerEntry:
+    def wait_for(self, name: str, deadline: float) -> WorkerEntry:
         """The worker on it, once its ComfyUI answers. ``deadline``: as of ``time.monotonic``."""
         why = "it is not listed"
         while True:
@@ -116,7 +117,7 @@ class Launcher:
                 why = f"{name} (id {machine.id}) has no address yet"
             if machine is not None and machine.url:
                 worker = self.worker(machine)
-                why = await _why_silent(self._config.remote(worker))
+                why = run(_why_silent(self._config.remote(worker)))
                 if not why:
                     return worker
             if time.monotonic() >= deadline:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ def rent(path: Path, launcher: Launcher, count: int, tell: Tell) -> None:
             launcher.start(name)
         deadline = time.monotonic() + entry.start_timeout
         while open_ends:
-            worker = asyncio.run(launcher.wait_for(open_ends[0], deadline))
+            worker = launcher.wait_for(open_ends[0], deadline)
             config.add_worker(path, worker.model_dump(exclude_none=True))
             tell(f"worker {open_ends.pop(0)} at {worker.url} is in {path}")
     except BaseException:
